@@ -1,0 +1,129 @@
+"""The values of the control plane: Tenant, Tier, KeyVerifier, Target.
+
+Frozen, and free of I/O: `store` makes them from rows, `directory` keeps them,
+the layers only read them. A change in the control plane makes new values with
+a higher `version`; nothing here is ever changed in place.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from ogelproxy.config import Secret
+
+#: Seconds of its rate that a tier's bucket may save up (spec: 1 s, or 5 s).
+BURST_SECONDS = 5.0
+STEADY_SECONDS = 1.0
+
+
+class DatabaseType(enum.StrEnum):
+    POSTGRES = "postgres"
+    NEON = "neon"
+    CONVEX = "convex"
+    REDIS = "redis"
+    MONGODB = "mongodb"
+
+
+class PoolMode(enum.StrEnum):
+    SESSION = "session"
+    TRANSACTION = "transaction"
+    STATEMENT = "statement"
+    AUTO = "auto"
+
+
+class LimiterMode(enum.StrEnum):
+    ENFORCE = "enforce"
+    WARN = "warn"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One row of ``platform.tier_limits``: what a plan allows and costs.
+
+    ``None`` means without limit (`max_databases`) or not for sale
+    (the two overage prices).
+    """
+
+    name: str
+    max_connections: int
+    max_queries_per_second: float
+    max_storage_gb: float
+    may_burst: bool
+    monthly_fee: float
+    included_vcpu_hours: float
+    included_memory_gb_hours: float
+    overage_vcpu_hour: float | None
+    overage_gb_hour: float | None
+    max_databases: int | None
+    features: tuple[str, ...] = ()
+    statement_timeout: float = 0.0  # seconds; 0 is without limit
+    idle_in_transaction_timeout: float = 0.0  # seconds; 0 is without limit
+    work_mem_kb: int = 4096
+
+    @property
+    def bucket_capacity(self) -> float:
+        """Tokens that the tier's bucket holds when full."""
+        seconds = BURST_SECONDS if self.may_burst else STEADY_SECONDS
+        return self.max_queries_per_second * seconds
+
+
+@dataclass(frozen=True, slots=True)
+class KeyVerifier:
+    """What is kept of an API key: enough to check it, not to use it (RFC 5803)."""
+
+    id: UUID
+    name: str
+    stored_key: bytes = field(repr=False)
+    server_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One database of a tenant: where it is and how to log in there."""
+
+    id: UUID
+    name: str  # the database name in the tenant's URL
+    type: DatabaseType
+    pool_mode: PoolMode
+    dsn: Secret  # the connection string, decrypted
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """An organisation as the layers see it."""
+
+    id: UUID
+    handle: str
+    name: str
+    tier: Tier
+    is_suspended: bool
+    version: int  # grows with every change in the control plane
+    salt: bytes = field(repr=False)  # SCRAM salt that all its keys share
+    iterations: int = 4096  # SCRAM iteration count that all its keys share
+    keys: tuple[KeyVerifier, ...] = ()
+    databases: Mapping[str, Target] = field(default_factory=dict)
+    limiter_mode: LimiterMode = LimiterMode.ENFORCE
+    max_wait: float = 0.0  # seconds that a query may wait for a token
+    connections_override: int | None = None
+
+    @property
+    def max_connections(self) -> int:
+        """Connections it may hold open: its own number, else its tier's."""
+        if self.connections_override is not None:
+            return self.connections_override
+        return self.tier.max_connections
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What a login proved: which tenant, and by which key or token."""
+
+    handle: str
+    key_id: UUID | None = None  # None when a token was used
+    expires_at: float | None = None  # Unix time at which a token ends
+    database: str = ""
+    roles: tuple[str, ...] = ()

@@ -1,0 +1,67 @@
+"""The extensions, their one directive table, and two switches; the rest is pyproject.toml."""
+
+import os
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError
+
+EXTENSIONS = (
+    "_bucket",
+    "_fingerprint",
+    "_pool",
+    "_reactor",
+    "_relay",
+    "_replies",
+    "_statements",
+    "_usage",
+    "_wire",
+)
+DIRECTIVES = {
+    "language_level": 3,
+    "embedsignature": False,
+    "auto_pickle": False,
+    "autotestdict": False,
+}
+DEBUG = os.environ.get("OGELPROXY_DEBUG") == "1"
+SANITIZE = os.environ.get("OGELPROXY_SANITIZE") == "1"
+
+NO_COMPILER = (
+    "ogelproxy needs a C compiler and Python's headers to build its data plane. "
+    "Debian, Ubuntu: apt-get install gcc python3-dev; "
+    "Fedora: dnf install gcc python3-devel; macOS: xcode-select --install."
+)
+
+
+class BuildExtensions(build_ext):
+    """Turn a missing compiler into one sentence that says what to install."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except (BaseError, OSError) as error:
+            sys.exit(f"{NO_COMPILER}\n(the compiler said: {error})")
+
+
+flags = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O2"]
+sanitizer = ["-fsanitize=address,undefined"] if SANITIZE else []
+setup(
+    cmdclass={"build_ext": BuildExtensions},
+    ext_modules=cythonize(
+        [
+            Extension(
+                f"ogelproxy.{name}",
+                [f"ogelproxy/{name}.pyx"],
+                extra_compile_args=flags + sanitizer,
+                extra_link_args=sanitizer,
+            )
+            for name in EXTENSIONS
+            if os.path.exists(f"ogelproxy/{name}.pyx")
+        ],
+        build_dir="build/cython",
+        compiler_directives=DIRECTIVES | {"linetrace": DEBUG},
+        nthreads=os.cpu_count() or 1,
+    ),
+)
