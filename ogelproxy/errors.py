@@ -12,7 +12,7 @@ known here.
     ├── PoolTimeout          TargetUnreachable   ServerLost
     ├── IdleTimeout          QueryTimeout        Draining
     ├── ProtocolViolation    NotSupported
-    └── ControlUnavailable   ConfigInvalid       InternalError
+    └── ControlUnavailable   ConfigInvalid       EmbeddedFailed      InternalError
 """
 
 from __future__ import annotations
@@ -250,6 +250,15 @@ class ConfigInvalid(OgelError):
     sqlstate = "F0000"
     kind = "internal"
     client_text = "invalid configuration"
+
+
+class EmbeddedFailed(OgelError):
+    """A part of the embedded stack can't be found, started or used."""
+
+    code = "embedded_failed"
+    sqlstate = "58000"
+    kind = "internal"
+    client_text = "the embedded stack failed"
 
 
 class InternalError(OgelError):

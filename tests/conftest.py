@@ -1,0 +1,26 @@
+"""List the fixture files and print what the run depends on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+
+from ogelproxy.embedded import find_binaries
+from ogelproxy.errors import EmbeddedFailed
+
+pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.certificates"]
+
+
+def pytest_report_header() -> list[str]:
+    """Name the interpreter, the loop, Cython and the Postgres of this run."""
+    named = "named by OGELPROXY_TEST_POSTGRES"
+    try:
+        postgres = str(find_binaries(os.environ))
+    except EmbeddedFailed as error:
+        postgres = str(error)
+    return [
+        f"python: {platform.python_version()}, uvloop {version('uvloop')}, "
+        f"cython {version('cython')}",
+        f"postgres: {named if os.environ.get('OGELPROXY_TEST_POSTGRES') else postgres}",
+    ]
