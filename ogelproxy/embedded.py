@@ -125,9 +125,13 @@ class EmbeddedPostgres:
 
     @property
     def socket_directory(self) -> Path | None:
-        """Where the Unix socket is, or None where its path would be too long."""
+        """Where the Unix socket is, or None where clients could not name it.
+
+        That is a path too long, or one with a comma, which separates hosts
+        (manual 34.1.1.3).
+        """
         path = self.directory / f".s.PGSQL.{self.port}"
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES or "," in str(path):
             return None
         return self.directory
 
@@ -158,7 +162,7 @@ class EmbeddedPostgres:
         directory = self.socket_directory
         if directory is None:
             return self.dsn(dbname, user, password)
-        where = urlencode({"host": str(directory), "port": self.port})
+        where = urlencode({"host": str(directory), "port": self.port}, quote_via=quote)
         name = quote(dbname, safe="")
         return f"postgresql://{self._login(user, password)}@/{name}?{where}"
 
@@ -232,7 +236,7 @@ class EmbeddedPostgres:
         settings = {
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
-            # The setting is a list: quotes keep a comma in the path.
+            # The setting is a list, whose items may be quoted.
             "unix_socket_directories": f'"{quoted}"' if quoted else "",
             "unix_socket_permissions": "0700",
             **self._settings,
