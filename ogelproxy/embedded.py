@@ -9,6 +9,7 @@ directory it was given. Postgres refuses to run as root, so as root it is run as
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
 import os
 import pwd
@@ -96,11 +97,29 @@ def free_port() -> int:
         return port
 
 
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Say whether a server could listen there now.
+
+    Raises OSError for another reason than a listener: no right, no such address.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do: connections that linger after an end are no listener.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
+        return True
+
+
 class EmbeddedPostgres:
     """One Postgres whose files, socket and log lie below `directory`.
 
-    `start` must run in the main thread: Postgres ends when the thread that
-    started it does (prctl(2), PR_SET_PDEATHSIG).
+    It listens on `port` if that is free when it starts and on another one
+    otherwise. `start` must run in the main thread: Postgres ends when the thread
+    that started it does (prctl(2), PR_SET_PDEATHSIG).
     """
 
     def __init__(
@@ -116,7 +135,7 @@ class EmbeddedPostgres:
         self.directory = directory.absolute()
         self.data = self.directory / "data"
         self.log = self.directory / "log"  # of the current run
-        self.port = free_port() if port is None else port
+        self.port = port or free_port()  # `start` may change it
         self._password = password
         self._settings = dict(settings or {})
         self._trusts_socket = trusts_socket
@@ -179,6 +198,8 @@ class EmbeddedPostgres:
         binaries = find_binaries(self._environ)
         self._own(self.directory)
         await self._stop_leftovers()
+        if not is_free(self.port):
+            self.port = free_port()
         launcher = self._launcher(binaries)
         if not (self.data / "PG_VERSION").exists():
             await self._initdb(launcher, binaries)

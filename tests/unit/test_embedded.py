@@ -246,11 +246,26 @@ async def test_a_directory_may_have_any_name(directory: Path, name: str) -> None
         await server.stop()
 
 
-async def test_a_taken_port_fails_with_the_reason(directory: Path) -> None:
+async def test_a_taken_port_gives_way_to_a_free_one(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = make(directory, port=taken.getsockname()[1])
-        with pytest.raises(EmbeddedFailed, match="could not bind"):
-            await server.start()
+        port = taken.getsockname()[1]
+        server = make(directory, port=port)
+        await server.start()
+        try:
+            assert server.port != port
+            assert ask(server.dsn(), "SELECT 1") == 1
+        finally:
+            await server.stop()
+
+
+async def test_a_setting_that_postgres_refuses_fails_with_its_words(
+    directory: Path,
+) -> None:
+    server = EmbeddedPostgres(
+        directory, password=Secret("none"), settings={"max_connections": "none"}
+    )
+    with pytest.raises(EmbeddedFailed, match="max_connections"):
+        await server.start()
     assert server.pid is None
 
 
