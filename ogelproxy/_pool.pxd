@@ -1,0 +1,34 @@
+from ogelproxy._reactor cimport Connection
+from ogelproxy._statements cimport StatementCache
+
+
+cdef enum:
+    MODE_SESSION
+    MODE_TRANSACTION
+    MODE_STATEMENT
+    MODE_AUTO
+
+
+cdef class Settings:
+    # Session settings that a client asked for at start-up, or a server has.
+    # One object for equal settings, so that comparing is comparing pointers.
+    cdef readonly tuple items        # (name, value) pairs, sorted
+    cdef public object statuses      # bytes of the ParameterStatus messages, or None
+
+
+cdef class PoolCore:
+    cdef list idle                   # servers nobody uses, the latest last
+    cdef object waiters              # deque of clients that wait for a server
+    cdef readonly object provers     # deque of futures that want a server first
+    cdef public Settings baseline    # what a fresh server connection has
+    cdef readonly int mode
+    cdef readonly StatementCache statements
+    cdef public int size             # server connections: idle, lent or being reset
+    cdef public int max_prepared     # statements kept prepared on one server
+    cdef public int epoch            # servers of an earlier epoch are not used again
+
+    cdef Connection take(self)
+    cdef int wait(self, Connection client) except -1
+    cdef int forget(self, Connection client) except -1
+    cdef Connection next_waiter(self)
+    cdef int give(self, Connection server) except -1

@@ -1,0 +1,107 @@
+"""The part of a pool that every transaction passes: idle servers and waiters.
+
+`pool.Pool` derives from it and does what takes time: opening, retiring,
+proving settings. Servers are used last in first out, so that surplus ones fall
+idle and are closed; clients wait first in first out.
+"""
+
+import asyncio
+from collections import deque
+
+
+cdef class Settings:
+
+    def __init__(self, tuple items):
+        self.items = items
+
+    def __repr__(self):
+        return f"Settings({dict(self.items)!r})"
+
+
+cdef class PoolCore:
+
+    def __init__(self, int mode, Py_ssize_t max_statement_bytes, int max_prepared):
+        self.mode = mode
+        self.max_prepared = max_prepared
+        self.idle = []
+        self.waiters = deque()
+        self.provers = deque()
+        self.statements = StatementCache(max_statement_bytes)
+        self.baseline = Settings(())
+
+    @property
+    def idle_servers(self):
+        return list(self.idle)
+
+    @property
+    def idle_count(self):
+        return len(self.idle)
+
+    @property
+    def waiting_count(self):
+        return len(self.waiters)
+
+    @property
+    def waiting_clients(self):
+        return list(self.waiters)
+
+    cdef Connection take(self):
+        """An idle server, or None."""
+        cdef Connection server
+        while self.idle:
+            server = self.idle.pop()
+            if server.fd >= 0 and not server.is_broken:
+                return server
+        return None
+
+    cdef int wait(self, Connection client) except -1:
+        self.waiters.append(client)
+        self.wanted()
+        return 0
+
+    cdef int forget(self, Connection client) except -1:
+        try:
+            self.waiters.remove(client)
+        except ValueError:
+            pass
+        return 0
+
+    cdef Connection next_waiter(self):
+        cdef Connection client
+        while self.waiters:
+            client = self.waiters.popleft()
+            if client.fd >= 0:
+                return client
+        return None
+
+    cdef int give(self, Connection server) except -1:
+        self.idle.append(server)
+        return 0
+
+    def withdraw(self, Connection server):
+        """Take one particular server out of the idle ones; tell if it was there."""
+        try:
+            self.idle.remove(server)
+        except ValueError:
+            return False
+        return True
+
+    def take_idle(self):
+        """Take an idle server for a use of the proxy's own, or None."""
+        return self.take()
+
+    async def next_idle(self):
+        """Wait for a server for a use of the proxy's own, before all clients."""
+        future = asyncio.get_running_loop().create_future()
+        self.provers.append(future)
+        self.wanted()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                future.result().enter_pool()
+            raise
+
+    def wanted(self):
+        """A client waits and no server is idle: open one where that is allowed."""
+        raise NotImplementedError

@@ -1,0 +1,558 @@
+"""Descriptors and the events on them: Reactor and Connection.
+
+The event loop watches one descriptor, an epoll of ours that holds every
+connection. One wake-up of the loop so handles all connections that are ready,
+in compiled code, whichever loop it is; nothing of asyncio is touched per
+message. A Connection owns its descriptor, what was read and not used, and what
+was written and not sent; it knows no protocol. `_relay` derives from it.
+"""
+
+import ssl
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memmove
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport close
+
+from ogelproxy._wire cimport HEADER, frame_size
+from ogelproxy.errors import ProtocolViolation
+
+
+cdef extern from "sys/epoll.h" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epfd, epoll_event* events, int count, int timeout)
+    enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLL_CTL_DEL
+        EPOLLIN
+        EPOLLOUT
+        EPOLLRDHUP
+        EPOLLHUP
+        EPOLLERR
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t recv(int fd, void* into, size_t size, int flags)
+    ssize_t send(int fd, const void* data, size_t size, int flags)
+    int shutdown(int fd, int how)
+    enum:
+        MSG_NOSIGNAL
+        SHUT_WR
+
+cdef enum:
+    EVENTS = 256      # events taken from the kernel at once
+    ROUNDS = 8        # times the kernel is asked again before the loop goes on
+    KEPT = 4096       # bytes of an empty buffer that is kept for the next use
+
+
+cdef class Reactor:
+
+    def __cinit__(self):
+        self.epoll = -1
+        self.scratch = <char*> malloc(SCRATCH)
+        self.capacity = 64
+        self.generations = <uint32_t*> malloc(self.capacity * sizeof(uint32_t))
+        if self.scratch == NULL or self.generations == NULL:
+            raise MemoryError
+        self.gather = Gather()
+        self.slots = []
+        self.free_slots = []
+        self.deferred = []
+
+    def __init__(self, loop, on_crash):
+        self.loop = loop
+        self.on_crash = on_crash
+        self.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll < 0:
+            raise OSError(errno, "epoll_create1")
+        self.tick()
+        loop.add_reader(self.epoll, self.turn)
+
+    def __dealloc__(self):
+        if self.epoll >= 0:
+            close(self.epoll)
+        free(self.scratch)
+        free(self.generations)
+
+    def stop(self):
+        if self.epoll >= 0:
+            self.loop.remove_reader(self.epoll)
+            close(self.epoll)
+            self.epoll = -1
+
+    @property
+    def connections(self):
+        return [each for each in self.slots if each is not None]
+
+    cdef int tick(self) noexcept:
+        cdef timespec at
+        clock_gettime(CLOCK_MONOTONIC, &at)
+        self.now = <double> at.tv_sec + <double> at.tv_nsec * 1e-9
+        return 0
+
+    def turn(self):
+        """Handle every connection that is ready."""
+        cdef epoll_event events[EVENTS]
+        cdef int count
+        cdef int index
+        cdef int rounds
+        cdef uint32_t slot
+        cdef Connection connection
+        self.is_turning = True
+        try:
+            for rounds in range(ROUNDS):
+                count = epoll_wait(self.epoll, events, EVENTS, 0)
+                if count <= 0:
+                    break
+                for index in range(count):
+                    slot = <uint32_t> events[index].data.u64
+                    # An earlier event may have closed this connection, and a
+                    # new one may already sit in its slot.
+                    if events[index].data.u64 >> 32 != self.generations[slot]:
+                        continue
+                    connection = self.slots[slot]
+                    if connection is None:
+                        continue
+                    self.tick()
+                    try:
+                        connection.on_event(events[index].events)
+                        if self.deferred:
+                            self.run_deferred()
+                    except Exception as error:
+                        self.gather.clear()
+                        self.on_crash(connection, error)
+                if count < 2:
+                    # A lone event is likely to be followed by a wait: asking
+                    # again would be a system call for nothing.
+                    break
+        finally:
+            self.is_turning = False
+            if self.deferred:
+                self.schedule()
+
+    cdef int later(self, Connection connection) except -1:
+        """Have `connection.on_deferred` called once the present event is done."""
+        self.deferred.append(connection)
+        if not self.is_turning:
+            self.schedule()
+        return 0
+
+    def schedule(self):
+        if not self.is_scheduled:
+            self.is_scheduled = True
+            self.loop.call_soon(self.run_scheduled)
+
+    def run_scheduled(self):
+        self.is_scheduled = False
+        self.is_turning = True
+        try:
+            self.tick()
+            self.run_deferred()
+        finally:
+            self.is_turning = False
+
+    cdef int run_deferred(self) except -1:
+        cdef Connection connection
+        cdef int budget = 64
+        while self.deferred and budget > 0:
+            budget -= 1
+            connection = self.deferred.pop(0)
+            try:
+                if connection.fd >= 0:
+                    connection.on_deferred()
+            except Exception as error:
+                self.gather.clear()
+                self.on_crash(connection, error)
+        if self.deferred:
+            self.schedule()
+        return 0
+
+
+cdef class Connection:
+
+    def __init__(self, Reactor reactor, int fd):
+        cdef uint32_t* grown
+        cdef epoll_event event
+        self.reactor = reactor
+        self.fd = fd
+        if reactor.free_slots:
+            self.slot = reactor.free_slots.pop()
+            reactor.slots[self.slot] = self
+        else:
+            self.slot = <uint32_t> len(reactor.slots)
+            if self.slot == reactor.capacity:
+                grown = <uint32_t*> realloc(
+                    reactor.generations, reactor.capacity * 2 * sizeof(uint32_t)
+                )
+                if grown == NULL:
+                    raise MemoryError
+                reactor.generations = grown
+                reactor.capacity *= 2
+            reactor.generations[self.slot] = 0
+            reactor.slots.append(self)
+        self.interest = EPOLLIN
+        event.events = EPOLLIN
+        event.data.u64 = (
+            <uint64_t> reactor.generations[self.slot] << 32 | self.slot
+        )
+        if epoll_ctl(reactor.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, "epoll_ctl")
+
+    def __dealloc__(self):
+        free(self.inbox)
+        free(self.outbox)
+        if self.fd >= 0:
+            close(self.fd)
+
+    # Events.
+
+    cdef int on_event(self, uint32_t events) except -1:
+        if events & EPOLLOUT:
+            self.flush()
+        if self.fd >= 0 and events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.on_readable()
+        return 0
+
+    cdef int on_readable(self) except -1:
+        # Without a protocol of its own a connection collects bytes for the
+        # coroutine that logs it in, and no more than that one message may take.
+        if self.in_size >= SCRATCH:
+            self.pause()
+        elif self.fill(SCRATCH) < 0:
+            self.is_broken = True
+            self.pause()
+        self.wake()
+        return 0
+
+    cdef int on_drained(self) except -1:
+        return 0
+
+    cdef int on_deferred(self) except -1:
+        return self.on_readable()
+
+    cdef int wake(self) except -1:
+        reader = self.reader
+        if reader is not None:
+            self.reader = None
+            if not reader.done():
+                reader.set_result(None)
+        return 0
+
+    cdef int listen(self, uint32_t events) except -1:
+        cdef epoll_event event
+        if self.interest == events or self.fd < 0:
+            return 0
+        event.events = events
+        event.data.u64 = (
+            <uint64_t> self.reactor.generations[self.slot] << 32 | self.slot
+        )
+        if epoll_ctl(self.reactor.epoll, EPOLL_CTL_MOD, self.fd, &event) < 0:
+            raise OSError(errno, "epoll_ctl")
+        self.interest = events
+        return 0
+
+    cdef bint is_reading(self) noexcept:
+        return self.interest & EPOLLIN != 0
+
+    cdef int pause(self) except -1:
+        return self.listen(self.interest & ~<uint32_t> (EPOLLIN | EPOLLRDHUP))
+
+    cdef int hold(self) except -1:
+        """Pause, but notice a peer that goes away meanwhile."""
+        return self.listen(self.interest & ~<uint32_t> EPOLLIN | EPOLLRDHUP)
+
+    cdef int resume(self) except -1:
+        self.listen(self.interest & ~<uint32_t> EPOLLRDHUP | EPOLLIN)
+        if self.tls is not None:
+            # What TLS already took from the kernel makes no further event.
+            self.reactor.later(self)
+        return 0
+
+    # Reading.
+
+    cdef Py_ssize_t receive_raw(self, char* into, Py_ssize_t size) noexcept:
+        """Bytes read; 0 when there are none now; -1 when the peer is gone."""
+        cdef ssize_t got
+        while True:
+            got = recv(self.fd, into, size, 0)
+            if got > 0:
+                self.bytes_received += got
+                return got
+            if got == 0:
+                return -1
+            if errno == EAGAIN:
+                return 0
+            if errno != EINTR:
+                return -1
+
+    cdef Py_ssize_t receive(self, char* into, Py_ssize_t size) except -2:
+        cdef Py_ssize_t raw
+        if self.tls is None:
+            return self.receive_raw(into, size)
+        raw = self.receive_raw(into, size)
+        if raw > 0:
+            self.tls_in.write(PyBytes_FromStringAndSize(into, raw))
+        try:
+            got = self.tls.read(size, PyMemoryView_FromMemory(into, size, PyBUF_WRITE))
+        except ssl.SSLWantReadError:
+            return -1 if raw < 0 else 0
+        except ssl.SSLError:
+            return -1
+        if got == 0:
+            return -1
+        self.reactor.later(self)  # further records may lie decrypted or buffered
+        return got
+
+    cdef Py_ssize_t fill(self, Py_ssize_t limit) except -2:
+        """Read into the inbox until it holds `limit` bytes, at most one read."""
+        cdef Py_ssize_t room = self.in_capacity - self.in_size
+        cdef Py_ssize_t want
+        cdef Py_ssize_t got
+        cdef char* grown
+        if room < 1024:
+            want = self.in_capacity * 2 if self.in_capacity else 2048
+            grown = <char*> realloc(self.inbox, want)
+            if grown == NULL:
+                raise MemoryError
+            self.inbox = grown
+            self.in_capacity = want
+            room = want - self.in_size
+        got = self.receive(self.inbox + self.in_size, min(room, limit))
+        if got > 0:
+            self.in_size += got
+        return got
+
+    cdef int keep(self, const char* data, Py_ssize_t size) except -1:
+        """Put bytes that were read elsewhere into the (empty) inbox."""
+        cdef char* grown
+        if self.in_capacity < size:
+            grown = <char*> realloc(self.inbox, size)
+            if grown == NULL:
+                raise MemoryError
+            self.inbox = grown
+            self.in_capacity = size
+        memcpy(self.inbox, data, size)
+        self.in_size = size
+        return 0
+
+    cdef int consume(self, Py_ssize_t size) noexcept:
+        self.in_size -= size
+        if self.in_size:
+            memmove(self.inbox, self.inbox + size, self.in_size)
+        else:
+            # An idle connection owns no buffer.
+            free(self.inbox)
+            self.inbox = NULL
+            self.in_capacity = 0
+        return 0
+
+    # Writing.
+
+    cdef int write(self, const char* data, Py_ssize_t size) except -1:
+        """Send `data`, keeping what the kernel doesn't take.
+
+        A peer that is gone is noticed by the next read, not here.
+        """
+        if self.fd < 0 or size == 0:
+            return 0
+        if self.tls is None:
+            return self.write_raw(data, size)
+        try:
+            self.tls.write(PyMemoryView_FromMemory(<char*> data, size, PyBUF_READ))
+        except ssl.SSLError:
+            return 0
+        raw = self.tls_out.read()
+        return self.write_raw(PyBytes_AS_STRING(raw), len(raw))
+
+    cdef int write_raw(self, const char* data, Py_ssize_t size) except -1:
+        cdef ssize_t sent = 0
+        cdef char* grown
+        cdef Py_ssize_t need
+        if self.fd < 0:
+            return 0
+        self.bytes_sent += size
+        if self.out_size == 0:
+            while True:
+                sent = send(self.fd, data, size, MSG_NOSIGNAL)
+                if sent == size:
+                    return 0
+                if sent >= 0:
+                    break
+                if errno == EAGAIN:
+                    sent = 0
+                    break
+                if errno != EINTR:
+                    return 0
+        need = self.out_size + size - sent
+        if self.out_start + need > self.out_capacity:
+            if self.out_start:
+                memmove(self.outbox, self.outbox + self.out_start, self.out_size)
+                self.out_start = 0
+            if need > self.out_capacity:
+                grown = <char*> realloc(self.outbox, need * 2)
+                if grown == NULL:
+                    raise MemoryError
+                self.outbox = grown
+                self.out_capacity = need * 2
+        memcpy(self.outbox + self.out_start + self.out_size, data + sent, size - sent)
+        self.out_size = need
+        return self.listen(self.interest | EPOLLOUT)
+
+    cdef int flush(self) except -1:
+        """Send what waits; call on_drained when nothing is left."""
+        cdef ssize_t sent
+        while self.out_size:
+            sent = send(
+                self.fd, self.outbox + self.out_start, self.out_size, MSG_NOSIGNAL
+            )
+            if sent < 0:
+                if errno == EINTR:
+                    continue
+                if errno == EAGAIN:
+                    return 0
+                self.out_size = 0
+                break
+            self.out_start += sent
+            self.out_size -= sent
+        self.out_start = 0
+        if self.out_capacity > KEPT:
+            free(self.outbox)
+            self.outbox = NULL
+            self.out_capacity = 0
+        self.listen(self.interest & ~<uint32_t> EPOLLOUT)
+        if self.drainer is not None:
+            if not self.drainer.done():
+                self.drainer.set_result(None)
+            self.drainer = None
+        return self.on_drained()
+
+    cdef int flush_gather(self) except -1:
+        """Send what the reactor's gather holds."""
+        cdef Gather gather = self.reactor.gather
+        if gather.size:
+            gather.reserve(0)
+            self.write(gather.buffer, gather.size)
+        elif gather.run_size:
+            self.write(gather.run, gather.run_size)
+        gather.clear()
+        return 0
+
+    cdef int shut(self) except -1:
+        """Close the descriptor and leave the reactor."""
+        cdef Reactor reactor = self.reactor
+        if self.fd < 0:
+            return 0
+        if reactor.epoll >= 0:
+            epoll_ctl(reactor.epoll, EPOLL_CTL_DEL, self.fd, NULL)
+        close(self.fd)
+        self.fd = -1
+        self.is_broken = True
+        reactor.slots[self.slot] = None
+        reactor.generations[self.slot] += 1
+        reactor.free_slots.append(self.slot)
+        self.out_size = 0
+        if self.drainer is not None and not self.drainer.done():
+            self.drainer.set_result(None)
+        return self.wake()
+
+    # For coroutines: login, and what leaves the fast path.
+
+    @property
+    def is_closed(self):
+        return self.fd < 0
+
+    @property
+    def unsent(self):
+        return self.out_size
+
+    def more(self):
+        """Return a future that is done once there is more to take, or no peer."""
+        future = self.reactor.loop.create_future()
+        if self.is_broken or self.fd < 0:
+            future.set_exception(ConnectionResetError("the peer is gone"))
+        else:
+            self.reader = future
+            self.resume()
+        return future
+
+    def peek(self):
+        return PyBytes_FromStringAndSize(self.inbox, self.in_size)
+
+    def take(self, Py_ssize_t size):
+        """Take exactly `size` bytes, or None while there are fewer."""
+        if self.in_size < size:
+            return None
+        data = PyBytes_FromStringAndSize(self.inbox, size)
+        self.consume(size)
+        return data
+
+    def take_message(self, Py_ssize_t limit):
+        """Take one message as (type, body), or None while it isn't whole."""
+        cdef Py_ssize_t size
+        if self.in_size < HEADER:
+            return None
+        size = frame_size(self.inbox, limit)
+        if size < 0:
+            raise ProtocolViolation("impossible message length")
+        if self.in_size < size:
+            return None
+        kind = self.inbox[:1]
+        body = self.inbox[HEADER:size]
+        self.consume(size)
+        return kind, body
+
+    def send(self, bytes data):
+        self.write(PyBytes_AS_STRING(data), len(data))
+
+    def drained(self):
+        """Return a future that is done once all is sent, or the peer is gone."""
+        future = self.reactor.loop.create_future()
+        if self.out_size == 0 or self.fd < 0:
+            future.set_result(None)
+        else:
+            self.drainer = future
+        return future
+
+    def end_output(self):
+        if self.fd >= 0:
+            shutdown(self.fd, SHUT_WR)
+
+    def close(self):
+        self.shut()
+
+    async def start_tls(self, context, *, server_side, server_hostname=None):
+        """Put TLS between this connection and its peer (PEP 748's memory form)."""
+        incoming = ssl.MemoryBIO()
+        outgoing = ssl.MemoryBIO()
+        tls = context.wrap_bio(
+            incoming, outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                pass
+            finally:
+                raw = outgoing.read()
+                self.write_raw(PyBytes_AS_STRING(raw), len(raw))
+            while self.in_size == 0:
+                await self.more()
+            incoming.write(self.take(self.in_size))
+        self.tls = tls
+        self.tls_in = incoming
+        self.tls_out = outgoing
+        if self.in_size:
+            incoming.write(self.take(self.in_size))
+        self.reactor.later(self)

@@ -1,0 +1,88 @@
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from ogelproxy._bucket cimport TokenBucket
+from ogelproxy._fingerprint cimport Scan
+from ogelproxy._pool cimport PoolCore, Settings
+from ogelproxy._replies cimport Reply
+from ogelproxy._server cimport Borrower
+from ogelproxy._statements cimport Statement
+
+
+cdef enum:  # ClientCore.phase
+    CLIENT_LOGIN    # a coroutine owns it
+    CLIENT_READY    # compiled callbacks carry it
+    CLIENT_QUEUED   # waits for a server
+    CLIENT_HELD     # waits for a token
+    CLIENT_LINGER   # told why it ends; waits for it to close
+    CLIENT_CLOSED
+
+
+cdef class ClientCore(Borrower):
+    cdef public object host           # the engine's Relay: what leaves the fast path
+    cdef public object session        # who it is: client.Session
+    cdef readonly PoolCore pool
+    cdef readonly TokenBucket bucket
+    cdef Settings settings            # what its sessions are to be set to
+    cdef readonly int phase
+    cdef bint shares_names            # statement names are the pool's, not its own
+    cdef bint is_batch_open           # messages went out since the last Sync
+    cdef bint is_dropping             # a refused batch: dropped up to its Sync
+    cdef bint answers_sync            # that Sync is answered here
+    cdef bint body_dropped            # the rest of this message goes nowhere
+    cdef bint is_scanning             # the rest of this message is SQL to be scanned
+    cdef Scan scan
+    cdef uint32_t scanned_index       # which reply the scanned message will get
+    cdef uint32_t scan_paid           # tokens taken for it
+    cdef readonly double wait         # seconds that the last refused query lacked
+    cdef uint32_t prepaid             # tokens taken for the next query
+    cdef readonly double waiting_since  # start of the wait for a server, 0 for none
+    cdef double held_since            # start of the wait for a token, 0 for none
+    cdef double queued                # seconds waited for a server for the next query
+    cdef double throttled             # seconds waited for a token for it
+    cdef readonly double active_at    # when it last sent anything
+    cdef dict names                   # its statement names: Statement
+    cdef dict portals                 # named portals: Statement, this transaction's
+    cdef Statement portal             # of the unnamed portal
+    cdef object timer                 # of the present wait
+
+    cdef Py_ssize_t process(self, const char* p, Py_ssize_t n) except -1
+    cdef int process_inbox(self) except -1
+    cdef Py_ssize_t message(
+        self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1
+    cdef int stream(self, const char* p, Py_ssize_t size) except -1
+    cdef Py_ssize_t forward(
+        self, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1
+    cdef Py_ssize_t drop(self, Py_ssize_t size, Py_ssize_t have) noexcept
+    cdef bint borrow(self) except -1
+    cdef int begin_loan(self) except -1
+    cdef int flush_requests(self) except -1
+    cdef int pay(self, uint32_t count) except -1
+    cdef Reply* ask(self, uint8_t asked, Py_ssize_t size) except NULL
+    cdef int refuse(self, char kind, bytes error) except -1
+    cdef Py_ssize_t on_query(
+        self, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1
+    cdef Py_ssize_t on_function(
+        self, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1
+    cdef Py_ssize_t on_parse(
+        self, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1
+    cdef Py_ssize_t on_bind(
+        self, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1
+    cdef Py_ssize_t on_execute(self, const char* p, Py_ssize_t size) except -1
+    cdef Py_ssize_t on_describe(self, const char* p, Py_ssize_t size) except -1
+    cdef Py_ssize_t on_close(self, const char* p, Py_ssize_t size) except -1
+    cdef Py_ssize_t on_sync(self, const char* p, Py_ssize_t size) except -1
+    cdef int begin_batch(self, char kind, const char* p, Py_ssize_t n) except -1
+    cdef bint batch_executes(self, const char* p, Py_ssize_t n) except -1
+    cdef Statement use_statement(self, char kind, const char* name, Py_ssize_t size)
+    cdef int emit_renamed(
+        self, char kind, const char* before, Py_ssize_t before_size,
+        Statement statement, const char* after, Py_ssize_t after_size, Py_ssize_t unseen
+    ) except -1
+    cdef int detach(self) except -1
+    cdef int end(self, bint lingers) except -1

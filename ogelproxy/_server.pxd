@@ -1,0 +1,95 @@
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from ogelproxy._pool cimport PoolCore, Settings
+from ogelproxy._reactor cimport Connection
+from ogelproxy._replies cimport Replies, Reply
+from ogelproxy._statements cimport Statement
+from ogelproxy._usage cimport Attribution, UsageTable
+
+
+cdef enum:  # ServerCore.phase
+    SERVER_LOGIN      # a coroutine owns it
+    SERVER_IDLE       # in its pool
+    SERVER_LENT       # in a client's hands
+    SERVER_RESETTING  # forgetting its last client
+    SERVER_CLOSED
+
+cdef enum:
+    LATENCY_BUCKETS = 18  # metrics.LATENCY_BOUNDS and infinity
+
+
+cdef class Latency:
+    # Latencies of one tier and database type: a histogram that a scrape reads.
+    cdef readonly str tier
+    cdef readonly str database_type
+    cdef uint64_t counts[LATENCY_BUCKETS]
+    cdef readonly double seconds
+    cdef double bounds[LATENCY_BUCKETS]
+
+    cdef void observe(self, double seconds) noexcept
+
+
+cdef class Borrower(Connection):
+    # What a server knows of the client it is lent to.
+    cdef readonly ServerCore server   # the loan, or None; changed by lend and release
+    cdef Attribution who              # to whom queries are counted
+    cdef UsageTable usage
+    cdef Latency latency
+    cdef Py_ssize_t body_left         # bytes of a request still to be forwarded
+    cdef bint is_stalled              # owes too many replies to be read from
+    cdef bytes notice                 # a NoticeResponse to send at the next boundary
+    cdef Statement unnamed            # its unnamed statement, or None
+    cdef uint64_t unnamed_serial      # which Parse made it
+
+    cdef int parse_failed(self, Statement statement) except -1
+    cdef int server_gone(self, bint may_tell) except -1
+    cdef int server_released(self) except -1
+
+
+cdef class ServerCore(Connection):
+    cdef public object host           # the engine's Relay: what leaves the fast path
+    cdef readonly PoolCore pool
+    cdef readonly Borrower client     # the borrower, or None
+    cdef Replies replies
+    cdef public int phase
+    cdef uint8_t status               # of the last ReadyForQuery: I, T or E
+    cdef Py_ssize_t body_left         # bytes of a reply still to be forwarded
+    cdef bint body_dropped            # they go to nobody
+    cdef dict prepared                # Statement: None, those it has
+    cdef public Settings settings     # what it is set to; None when not known
+    cdef uint64_t unnamed_serial      # which client's Parse its unnamed statement is
+    cdef uint32_t flags               # session state that this loan may have made
+    cdef uint64_t rows                # of the reply at the head
+    cdef uint64_t bytes_out           # sent to the client since the last count
+    cdef double last_done             # when the reply before this one ended
+    cdef readonly double idle_since
+    cdef public double opened_at
+    cdef public double expires_at     # end of its lifetime, 0 for never
+    cdef public int epoch
+    cdef public int cancels           # cancel requests under way: not lent meanwhile
+    cdef bint told_why                # it sent a FATAL error to the client
+    cdef public bint is_retiring      # to be closed when its loan ends
+    cdef public uint32_t process_id   # from BackendKeyData
+    cdef public bytes cancel_key
+
+    cdef int lend(self, Borrower client) except -1
+    cdef int settle(self) except -1
+    cdef bint is_settled(self) noexcept
+    cdef int release(self) except -1
+    cdef int drop_client(self) except -1
+    cdef Py_ssize_t process(self, const char* p, Py_ssize_t n) except -1
+    cdef int message(
+        self, char kind, const char* p, Py_ssize_t size, Reply* head
+    ) except -1
+    cdef int pass_on(self, const char* p, Py_ssize_t size, Reply* head) except -1
+    cdef int finish(self, Reply* head) except -1
+    cdef int error(self, const char* p, Py_ssize_t size, Reply* head) except -1
+    cdef int complete(self, const char* p, Py_ssize_t size, Reply* head) except -1
+    cdef int ready(self, const char* p, Py_ssize_t size) except -1
+    cdef int fakes(self) except -1
+    cdef void count(self, Reply* reply) noexcept
+    cdef int count_lost(self) except -1
+    cdef int ask_query(self, bytes message) except -1
+    cdef int prepare(self, Statement statement, uint8_t action) except -1
+    cdef int gone(self) except -1

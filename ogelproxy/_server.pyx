@@ -1,0 +1,540 @@
+"""One server connection in the steady state: what it answers, and to whom.
+
+`process` walks the messages of one read. Rows are passed on unseen; what ends
+a reply takes it off the queue, is counted, and at the last ReadyForQuery
+outside a transaction the server goes back to its pool. `_relay` has the other
+direction; `server.Server` logs in.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.ref cimport Py_INCREF
+from libc.string cimport memchr, memcmp, memcpy, memset
+
+from ogelproxy._fingerprint cimport FLAG_DEALLOCATE, FLAG_DISCARD
+from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
+from ogelproxy._reactor cimport HIGH_WATER, SCRATCH
+from ogelproxy._relay_flags cimport SESSION_STATE
+from ogelproxy._replies cimport (
+    ASKED_BIND,
+    ASKED_CLOSE,
+    ASKED_DESCRIBE,
+    ASKED_EXECUTE,
+    ASKED_FUNCTION,
+    ASKED_PARSE,
+    ASKED_QUERY,
+    ASKED_SYNC,
+    MAX_OWED,
+    REPLY_FAKE,
+    REPLY_FORWARD,
+    REPLY_REFUSE,
+    REPLY_SKIP,
+)
+from ogelproxy._usage cimport Measure
+from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, Gather, frame_size, put32
+from ogelproxy.errors import ProtocolViolation
+from ogelproxy.metrics import LATENCY_BOUNDS
+
+
+@cython.final
+cdef class Latency:
+
+    def __init__(self, str tier, str database_type):
+        self.tier = tier
+        self.database_type = database_type
+        for index, bound in enumerate(LATENCY_BOUNDS):
+            self.bounds[index] = bound
+
+    @property
+    def buckets(self):
+        return [self.counts[index] for index in range(LATENCY_BUCKETS)]
+
+    cdef void observe(self, double seconds) noexcept:
+        cdef int index = 0
+        while index < LATENCY_BUCKETS - 1 and seconds > self.bounds[index]:
+            index += 1
+        self.counts[index] += 1
+        self.seconds += seconds
+
+
+cdef class Borrower(Connection):
+
+    cdef int parse_failed(self, Statement statement) except -1:
+        return 0
+
+    cdef int server_gone(self, bint may_tell) except -1:
+        return 0
+
+    cdef int server_released(self) except -1:
+        return 0
+
+
+cdef class ServerCore(Connection):
+
+    def __init__(self, reactor, int fd, host, PoolCore pool):
+        Connection.__init__(self, reactor, fd)
+        self.host = host
+        self.pool = pool
+        self.replies = Replies()
+        self.prepared = {}
+        self.settings = pool.baseline
+        self.status = b"I"
+        self.epoch = pool.epoch
+
+    @property
+    def transaction_status(self):
+        return chr(self.status)
+
+    @property
+    def owed(self):
+        return self.replies.count
+
+    def enter_pool(self):
+        """Begin its life in the pool, logged in; hand it to who waits."""
+        self.opened_at = self.idle_since = self.reactor.now
+        self.settle()
+
+    # Loans.
+
+    cdef int lend(self, Borrower client) except -1:
+        self.phase = SERVER_LENT
+        self.client = client
+        client.server = self
+        self.flags = 0
+        self.rows = 0
+        self.bytes_out = 0
+        return 0
+
+    cdef bint is_settled(self) noexcept:
+        """Nothing is owed, unsent or half-way: another client may have it."""
+        return (
+            self.replies.count == 0
+            and self.status == b"I"
+            and self.out_size == 0
+            and self.body_left == 0
+            and self.client.body_left == 0
+        )
+
+    cdef int release(self) except -1:
+        """End the loan where the pool mode says so; the server must be settled."""
+        cdef Borrower client = self.client
+        if self.pool.mode == MODE_SESSION:
+            return 0
+        if self.pool.mode == MODE_AUTO and self.flags & SESSION_STATE:
+            return 0
+        self.client = None
+        client.server = None
+        client.server_released()
+        return self.settle()
+
+    cdef int drop_client(self) except -1:
+        """End the loan because the client goes away, wherever it stands."""
+        cdef bint is_settled = self.is_settled()
+        if not is_settled:
+            self.count_lost()
+        if self.pool.mode == MODE_SESSION:
+            self.flags |= SESSION_STATE
+        self.client.server = None
+        self.client = None
+        if not is_settled:
+            self.host.abandon(self)
+            return 0
+        return self.settle()
+
+    cdef int settle(self) except -1:
+        """Go to the next client, to the pool, or to the end."""
+        cdef Borrower client
+        cdef bytes reset
+        if (
+            self.is_retiring
+            or self.epoch != self.pool.epoch
+            or self.settings is None
+            or 0 < self.expires_at < self.reactor.now
+        ):
+            self.host.retire(self)
+            return 0
+        if self.flags & SESSION_STATE:
+            self.flags = 0
+            self.phase = SERVER_RESETTING
+            self.prepared.clear()
+            self.unnamed_serial = 0
+            reset = self.host.reset_message
+            self.ask_query(reset)
+            self.settings = self.pool.baseline
+            return self.flush_gather()
+        self.phase = SERVER_IDLE
+        self.idle_since = self.reactor.now
+        if self.cancels:
+            # A cancel on its way must not hit the next client.
+            return 0
+        while self.pool.provers:
+            future = self.pool.provers.popleft()
+            if not future.done():
+                self.phase = SERVER_LOGIN
+                future.set_result(self)
+                return 0
+        client = <Borrower> self.pool.next_waiter() if self.pool.waiters else None
+        if client is None:
+            return self.pool.give(self)
+        self.lend(client)
+        return self.reactor.later(client)
+
+    def cancel_done(self):
+        self.cancels -= 1
+        if self.cancels == 0 and self.phase == SERVER_IDLE and self.fd >= 0:
+            self.settle()
+
+    # Requests of the proxy's own; the caller flushes the gather.
+
+    cdef int ask_query(self, bytes message) except -1:
+        self.replies.push(ASKED_QUERY, REPLY_SKIP)
+        return self.reactor.gather.copy(PyBytes_AS_STRING(message), len(message))
+
+    cdef int prepare(self, Statement statement, uint8_t action) except -1:
+        """Have the server parse a shared statement, making room for it."""
+        cdef Gather gather = self.reactor.gather
+        cdef Reply* reply
+        cdef Statement each
+        cdef Statement oldest
+        cdef Py_ssize_t name_size = len(statement.server_name) + 1
+        cdef Py_ssize_t body_size = len(statement.body)
+        cdef char* p
+        if len(self.prepared) >= self.pool.max_prepared:
+            oldest = None
+            for each in self.prepared:
+                if oldest is None or each.last_used < oldest.last_used:
+                    oldest = each
+            del self.prepared[oldest]
+            self.replies.push(ASKED_CLOSE, REPLY_SKIP)
+            p = gather.reserve(HEADER + 2 + len(oldest.server_name))
+            p[0] = b"C"
+            put32(p + 1, <uint32_t> (4 + 2 + len(oldest.server_name)))
+            p[5] = b"S"
+            memcpy(
+                p + 6, PyBytes_AS_STRING(oldest.server_name),
+                len(oldest.server_name) + 1,
+            )
+        self.prepared[statement] = None
+        reply = self.replies.push(ASKED_PARSE, action)
+        Py_INCREF(statement)
+        reply.thing = <PyObject*> statement
+        p = gather.reserve(HEADER + name_size + body_size)
+        p[0] = b"P"
+        put32(p + 1, <uint32_t> (4 + name_size + body_size))
+        memcpy(p + HEADER, PyBytes_AS_STRING(statement.server_name), name_size)
+        memcpy(p + HEADER + name_size, PyBytes_AS_STRING(statement.body), body_size)
+        return 0
+
+    # Answers.
+
+    cdef int on_readable(self) except -1:
+        cdef Py_ssize_t got
+        cdef Py_ssize_t used
+        if self.phase == SERVER_LOGIN:
+            return Connection.on_readable(self)
+        if self.in_size == 0:
+            got = self.receive(self.reactor.scratch, SCRATCH)
+            if got <= 0:
+                return self.gone() if got < 0 else 0
+            used = self.process(self.reactor.scratch, got)
+            if used < got and self.fd >= 0:
+                self.keep(self.reactor.scratch + used, got - used)
+        else:
+            got = self.fill(SCRATCH)
+            if got <= 0:
+                return self.gone() if got < 0 else 0
+            used = self.process(self.inbox, self.in_size)
+            if self.fd >= 0:
+                self.consume(used)
+        if self.client is not None and self.client.is_stalled and (
+            self.replies.count < MAX_OWED // 2
+        ):
+            self.client.is_stalled = False
+            self.client.resume()
+            self.reactor.later(self.client)
+        # Only now: settling may hand this server to the next client.
+        if self.phase == SERVER_LENT:
+            if self.is_settled():
+                self.release()
+        elif self.phase == SERVER_RESETTING and self.replies.count == 0:
+            self.settle()
+        return 0
+
+    cdef int on_drained(self) except -1:
+        if self.client is not None:
+            self.client.resume()
+            if self.phase == SERVER_LENT and self.is_settled():
+                self.release()
+        return 0
+
+    cdef Py_ssize_t process(self, const char* p, Py_ssize_t n) except -1:
+        """Handle the messages in `p`; return the bytes that were used."""
+        cdef Gather gather = self.reactor.gather
+        cdef Borrower client = self.client
+        cdef Py_ssize_t i = 0
+        cdef Py_ssize_t size
+        cdef Py_ssize_t step
+        cdef Reply* head
+        cdef char kind
+        while i < n:
+            if self.body_left:
+                step = min(self.body_left, n - i)
+                self.body_left -= step
+                if not self.body_dropped and client is not None:
+                    gather.emit(p + i, step)
+                    self.bytes_out += step
+                i += step
+                continue
+            if n - i < HEADER:
+                break
+            size = frame_size(p + i, MAX_MESSAGE)
+            if size < 0:
+                raise ProtocolViolation("impossible message length", by="server")
+            kind = p[i]
+            head = self.replies.head()
+            if head != NULL and head.action == REPLY_FAKE:
+                self.fakes()
+                head = self.replies.head()
+            if size > n - i:
+                if kind != b"D" and kind != b"d" and size <= MAX_SEEN:
+                    break
+                step = n - i
+                self.body_left = size - step
+            else:
+                step = size
+            if kind == b"D" or kind == b"d":
+                self.rows += 1
+                self.pass_on(p + i, step, head)
+            elif step < size:
+                # Larger than anything that has to be understood.
+                self.pass_on(p + i, step, head)
+            else:
+                self.message(kind, p + i, size, head)
+            i += step
+        if client is not None:
+            client.flush_gather()
+            if client.out_size > HIGH_WATER:
+                self.pause()
+        else:
+            gather.clear()
+        return i
+
+    cdef int pass_on(self, const char* p, Py_ssize_t size, Reply* head) except -1:
+        self.body_dropped = (
+            self.client is None or head != NULL and head.action == REPLY_SKIP
+        )
+        if not self.body_dropped:
+            self.bytes_out += size
+            self.reactor.gather.emit(p, size)
+        return 0
+
+    cdef int message(
+        self, char kind, const char* p, Py_ssize_t size, Reply* head
+    ) except -1:
+        cdef uint8_t asked = head.asked if head != NULL else 0
+        if kind == b"Z":
+            return self.ready(p, size)
+        if kind == b"E":
+            return self.error(p, size, head)
+        if kind == b"C" or kind == b"I" or kind == b"s":
+            return self.complete(p, size, head)
+        if kind == b"S" and self.client is None:
+            return 0
+        self.pass_on(p, size, head)
+        if (
+            kind == b"1" and asked == ASKED_PARSE
+            or kind == b"2" and asked == ASKED_BIND
+            or kind == b"3" and asked == ASKED_CLOSE
+            or (kind == b"T" or kind == b"n") and asked == ASKED_DESCRIBE
+        ):
+            self.replies.pop()
+            if self.replies.count and self.replies.head().action == REPLY_FAKE:
+                self.fakes()
+        elif kind in b"123n" and asked != ASKED_QUERY:
+            raise ProtocolViolation(f"unexpected message {chr(kind)!r}", by="server")
+        return 0
+
+    cdef int fakes(self) except -1:
+        """Answer what the server was never asked, up to the next that it was."""
+        cdef Reply* head
+        while self.replies.count:
+            head = self.replies.head()
+            if head.action != REPLY_FAKE:
+                break
+            if head.asked == ASKED_PARSE:
+                self.reactor.gather.copy(b"1\0\0\0\4", HEADER)
+            else:
+                self.reactor.gather.copy(b"3\0\0\0\4", HEADER)
+            self.replies.pop()
+        return 0
+
+    cdef int complete(self, const char* p, Py_ssize_t size, Reply* head) except -1:
+        """CommandComplete, EmptyQueryResponse or PortalSuspended."""
+        cdef Py_ssize_t at = size - 2
+        cdef uint64_t rows = 0
+        cdef uint64_t scale = 1
+        self.pass_on(p, size, head)
+        if head == NULL:
+            return 0
+        if p[0] == b"C":
+            # The tag ends with the number of rows where there is one.
+            while at > HEADER and b"0" <= p[at] <= b"9" and scale < 10**18:
+                rows += (p[at] - 48) * scale
+                scale *= 10
+                at -= 1
+            if self.flags & (FLAG_DEALLOCATE | FLAG_DISCARD) and (
+                size == 20 and memcmp(p + HEADER, b"DEALLOCATE ALL", 14) == 0
+                or size == 17 and memcmp(p + HEADER, b"DISCARD ALL", 11) == 0
+            ):
+                self.prepared.clear()
+        if rows > self.rows:
+            self.rows = rows
+        head.rows += self.rows
+        self.rows = 0
+        if head.asked == ASKED_EXECUTE:
+            self.count(head)
+            self.replies.pop()
+        return 0
+
+    cdef int error(self, const char* p, Py_ssize_t size, Reply* head) except -1:
+        """ErrorResponse: of the whole batch in the extended protocol."""
+        cdef const char* at = p + HEADER
+        cdef const char* end = p + size
+        cdef const char* stop
+        cdef bytes refusal
+        cdef Statement statement
+        cdef uint8_t was_counted = 0
+        cdef char[5] sqlstate
+        memcpy(sqlstate, b"XX000", 5)
+        while at < end and at[0] != 0:
+            stop = <const char*> memchr(at, 0, end - at)
+            if stop == NULL:
+                break
+            if at[0] == b"C" and stop - at == 6:
+                memcpy(sqlstate, at + 1, 5)
+            elif at[0] == b"V" and (at[1] == b"F" or at[1] == b"P"):
+                self.told_why = True
+            at = stop + 1
+        if head == NULL:
+            # Nobody asked: the server says why it ends.
+            return self.pass_on(p, size, NULL)
+        head.failed = 1
+        memcpy(head.sqlstate, sqlstate, 5)
+        if head.action == REPLY_REFUSE:
+            refusal = <bytes> head.thing
+            self.bytes_out += len(refusal)
+            self.reactor.gather.copy(PyBytes_AS_STRING(refusal), len(refusal))
+        elif head.action == REPLY_SKIP and head.asked == ASKED_QUERY:
+            # A setting or a reset of ours failed: the state can't be known.
+            self.settings = None
+            self.is_retiring = True
+            self.body_dropped = True
+            if self.client is not None:
+                raise ProtocolViolation("session settings refused", by="server")
+        else:
+            head.action = REPLY_FORWARD
+            self.pass_on(p, size, head)
+        if head.asked in (ASKED_QUERY, ASKED_SYNC, ASKED_FUNCTION):
+            return 0
+        # The rest of the batch is skipped up to its Sync (manual 55.2.3). The
+        # first query in it is the one that failed.
+        while self.replies.count:
+            head = self.replies.head()
+            if head.asked in (ASKED_QUERY, ASKED_SYNC, ASKED_FUNCTION):
+                break
+            if head.asked == ASKED_EXECUTE and not was_counted:
+                was_counted = 1
+                head.failed = 1
+                memcpy(head.sqlstate, sqlstate, 5)
+                self.count(head)
+            elif head.asked == ASKED_PARSE and head.action != REPLY_FAKE:
+                if head.closes_unnamed:
+                    self.unnamed_serial = 0
+                if head.thing != NULL:
+                    statement = <Statement> <object> head.thing
+                    self.prepared.pop(statement, None)
+                    if head.action == REPLY_FORWARD and self.client is not None:
+                        self.client.parse_failed(statement)
+            elif head.asked == ASKED_CLOSE and head.action == REPLY_SKIP:
+                # An evicted statement stays on the server, unknown to us.
+                self.is_retiring = True
+            self.replies.pop()
+        return 0
+
+    cdef int ready(self, const char* p, Py_ssize_t size) except -1:
+        """ReadyForQuery: one request is answered in full."""
+        cdef Reply* head = self.replies.head()
+        cdef Borrower client = self.client
+        if head == NULL or size != 6 or head.asked not in (
+            ASKED_SYNC, ASKED_QUERY, ASKED_FUNCTION
+        ):
+            raise ProtocolViolation("unexpected ReadyForQuery", by="server")
+        self.status = p[HEADER]
+        if head.action == REPLY_SKIP:
+            self.rows = 0
+            self.replies.pop()
+            return 0
+        if client is not None and client.notice is not None:
+            self.reactor.gather.copy(
+                PyBytes_AS_STRING(client.notice), len(client.notice)
+            )
+            client.notice = None
+        self.pass_on(p, size, head)
+        if head.asked != ASKED_SYNC:
+            self.count(head)
+        self.last_done = self.reactor.now
+        self.replies.pop()
+        if self.replies.count and self.replies.head().action == REPLY_FAKE:
+            self.fakes()
+        return 0
+
+    cdef void count(self, Reply* reply) noexcept:
+        """Attribute one finished query."""
+        cdef Measure measure
+        cdef Borrower client = self.client
+        cdef double now = self.reactor.now
+        if client is None or reply.queries == 0:
+            return
+        memset(&measure, 0, sizeof(Measure))
+        measure.fingerprint = reply.fingerprint
+        measure.complexity = reply.complexity
+        measure.queries = reply.queries
+        measure.failed = reply.failed
+        memcpy(measure.sqlstate, reply.sqlstate, 5)
+        measure.rows = reply.rows
+        measure.bytes_in = reply.bytes_in
+        measure.bytes_out = self.bytes_out
+        measure.queue_seconds = reply.queued
+        measure.throttled_seconds = reply.throttled
+        measure.server_seconds = now - max(reply.started, self.last_done)
+        client.usage.count(client.who, &measure)
+        client.latency.observe(now - reply.started + reply.queued + reply.throttled)
+        self.bytes_out = 0
+        self.last_done = now
+
+    cdef int count_lost(self) except -1:
+        """Attribute what was sent and will not be answered."""
+        cdef Reply* head
+        while self.replies.count:
+            head = self.replies.head()
+            head.failed = 1
+            memcpy(head.sqlstate, b"08006", 5)
+            self.count(head)
+            self.replies.pop()
+        return 0
+
+    cdef int gone(self) except -1:
+        """The server closed the connection."""
+        cdef Borrower client = self.client
+        if client is not None:
+            self.count_lost()
+            self.client = None
+            client.server = None
+            self.host.server_lost(self)
+            client.server_gone(self.body_left == 0 and not self.told_why)
+        else:
+            self.host.server_lost(self)
+        return 0
+
+    def lose(self):
+        """Treat the server as gone: it broke the protocol, or must be cut."""
+        self.gone()

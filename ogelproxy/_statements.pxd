@@ -1,0 +1,31 @@
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+
+@cython.final
+cdef class Statement:
+    # One prepared statement of a pool; clients that prepare the same text and
+    # types share it, whatever name each of them gave it.
+    cdef StatementCache cache
+    cdef readonly bytes server_name   # its name on servers
+    cdef readonly bytes body          # of its Parse, behind the name
+    cdef readonly uint64_t fingerprint
+    cdef readonly uint32_t complexity
+    cdef readonly uint32_t flags
+    cdef readonly bint is_free        # COMMIT, ROLLBACK: costs no token
+    cdef uint64_t last_used           # tick of the cache, for eviction
+
+
+@cython.final
+cdef class StatementCache:
+    cdef dict by_body                 # body: Statement, least recently parsed first
+    cdef readonly Py_ssize_t bytes_kept
+    cdef Py_ssize_t max_bytes
+    cdef uint64_t serial
+    cdef uint64_t tick
+
+    cdef Statement find(self, const char* body, Py_ssize_t size)
+    cdef Statement add(self, bytes body)
+
+
+cdef Statement describe(bytes body)

@@ -1,0 +1,78 @@
+"""Prepared statements shared by the clients of one pool.
+
+A client's name means a Statement; a Statement has one name on all servers of
+the pool. What each client and each server knows is kept by `_relay`; here is
+what they share, bounded in bytes.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.string cimport memchr
+
+from ogelproxy._fingerprint cimport (
+    Scan,
+    scan_feed,
+    scan_finish,
+    scan_start,
+)
+
+cdef enum:
+    OVERHEAD = 200  # bytes that a Statement takes beside its text
+
+
+cdef class Statement:
+
+    def __dealloc__(self):
+        if self.cache is not None:
+            self.cache.bytes_kept -= len(self.body) + OVERHEAD
+
+
+cdef Statement describe(bytes body):
+    """Make a Statement of a Parse message's body behind the name, unshared."""
+    cdef Statement statement = Statement.__new__(Statement)
+    cdef Scan scan
+    cdef const char* text = body
+    cdef const char* end = <const char*> memchr(text, 0, len(body))
+    scan_start(&scan)
+    scan_feed(&scan, text, end - text if end != NULL else len(body))
+    scan_finish(&scan)
+    statement.body = body
+    statement.fingerprint = scan.fingerprint
+    statement.complexity = scan.complexity
+    statement.flags = scan.flags
+    statement.is_free = scan.statements > 0 and (
+        scan.free_statements == scan.statements
+    )
+    return statement
+
+
+cdef class StatementCache:
+
+    def __init__(self, Py_ssize_t max_bytes):
+        self.by_body = {}
+        self.max_bytes = max_bytes
+
+    def __len__(self):
+        return len(self.by_body)
+
+    cdef Statement find(self, const char* body, Py_ssize_t size):
+        """The statement of this body, made when there is none yet.
+
+        The cache lets go of the statements parsed longest ago when it holds
+        more than its bytes; clients that still use one keep it alive.
+        """
+        key = PyBytes_FromStringAndSize(body, size)
+        statement = self.by_body.pop(key, None)
+        if statement is None:
+            statement = self.add(key)
+        self.by_body[key] = statement
+        return statement
+
+    cdef Statement add(self, bytes body):
+        cdef Statement statement = describe(body)
+        self.serial += 1
+        statement.server_name = b"o7s_%d" % self.serial
+        statement.cache = self
+        self.bytes_kept += len(body) + OVERHEAD
+        while self.bytes_kept > self.max_bytes and self.by_body:
+            del self.by_body[next(iter(self.by_body))]
+        return statement

@@ -1,0 +1,88 @@
+"""Cancel keys: ours to clients, and the servers' behind them.
+
+A cancel request names a client by the key that we gave it; whatever server
+that client holds at this moment is asked, with the server's own key. A server
+is not lent again while a cancel request to it is under way, so that it can't
+hit the next client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+from typing import TYPE_CHECKING
+
+from ogelproxy.protocol import messages
+
+if TYPE_CHECKING:
+    from ogelproxy.client import Client
+    from ogelproxy.server import Server
+
+log = logging.getLogger(__name__)
+
+#: Cancel requests on their way at once; more are dropped, as Postgres may.
+MAX_UNDER_WAY = 256
+CANCEL_TIMEOUT = 5.0
+
+
+class Cancels:
+    """The cancel keys of the clients of one engine."""
+
+    def __init__(self) -> None:
+        self._clients: dict[int, tuple[bytes, Client]] = {}
+        self._under_way = 0
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def issue(self, client: Client) -> tuple[int, bytes]:
+        """Make a key (process id, 4 secret bytes: protocol 3.0) for `client`."""
+        while True:
+            process_id = secrets.randbelow(2**31 - 1) + 1
+            if process_id not in self._clients:
+                break
+        secret = secrets.token_bytes(4)
+        self._clients[process_id] = (secret, client)
+        return process_id, secret
+
+    def withdraw(self, process_id: int) -> None:
+        self._clients.pop(process_id, None)
+
+    async def cancel(self, process_id: int, secret: bytes) -> None:
+        """Pass a client's cancel request on; an unknown key does nothing."""
+        known, client = self._clients.get(process_id, (b"", None))
+        if not hmac.compare_digest(known, secret) or client is None:
+            return
+        server = client.server
+        if server is not None and server.owed:
+            await self.cancel_server(server)
+
+    async def cancel_server(self, server: Server) -> None:
+        """Ask the server's Postgres to cancel what it runs."""
+        if self._under_way >= MAX_UNDER_WAY or not server.cancel_key:
+            return
+        self._under_way += 1
+        server.cancels += 1
+        try:
+            async with asyncio.timeout(CANCEL_TIMEOUT):
+                await self._send(server)
+        except (OSError, TimeoutError) as error:
+            log.warning("cancel request failed: %s", error)
+        finally:
+            self._under_way -= 1
+            server.cancel_done()
+
+    async def _send(self, server: Server) -> None:
+        loop = asyncio.get_running_loop()
+        sock = await server.pool.address.connect()
+        try:
+            await loop.sock_sendall(
+                sock, messages.cancel_request(server.process_id, server.cancel_key)
+            )
+            # Postgres closes once the signal is sent; only then is it safe to
+            # lend the server again (manual 55.2.9).
+            await loop.sock_recv(sock, 1)
+        finally:
+            sock.close()

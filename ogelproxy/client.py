@@ -1,0 +1,52 @@
+"""Client: one program connected to us, and the Session it logged in to.
+
+The compiled `ClientCore` owns socket, buffers and flow control; here is what a
+login adds. How the login goes is `login`'s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from ogelproxy._relay import ClientCore
+
+if TYPE_CHECKING:
+    from ogelproxy._usage import Attribution
+
+#: Largest message of a client that is still logging in (a token fits).
+MAX_LOGIN_MESSAGE = 20_000
+
+
+@dataclass(slots=True)
+class Session:
+    """Who a logged-in client is; never changed after its login."""
+
+    handle: str
+    key_id: UUID | None  # None when a token was used
+    database: str
+    target_id: UUID
+    application_name: str
+    address: str
+    attribution: Attribution
+    process_id: int  # the cancel key that we gave it
+    secret: bytes = field(repr=False)
+
+
+class Client(ClientCore):
+    """A client connection, from accept to close."""
+
+    address: str = ""
+
+    async def receive_message(self) -> tuple[bytes, bytes]:
+        """Wait for one message; only while a coroutine owns the client."""
+        while (taken := self.take_message(MAX_LOGIN_MESSAGE)) is None:
+            await self.more()
+        return taken
+
+    async def receive_exactly(self, size: int) -> bytes:
+        """Wait for `size` bytes; only while a coroutine owns the client."""
+        while (taken := self.take(size)) is None:
+            await self.more()
+        return taken

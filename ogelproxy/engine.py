@@ -1,0 +1,317 @@
+"""Engine: builds the parts, owns them, starts and stops them in order.
+
+    async with Engine(config) as engine:
+        print(engine.addresses)
+
+Nothing is global: two engines in one process never meet. An engine sets up no
+logging and no signals, and runs on whatever event loop it is started in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+from ogelproxy.admin import Admin
+from ogelproxy.auth import Authenticator
+from ogelproxy.config import Config
+from ogelproxy.errors import (
+    ConfigInvalid,
+    CredentialRejected,
+    DatabaseUnknown,
+    OgelError,
+    TenantSuspended,
+)
+from ogelproxy.gate import Gate
+from ogelproxy.limiter import Limiter
+from ogelproxy.listener import Listener, load_tls
+from ogelproxy.login import Login
+from ogelproxy.metrics import CounterSample, GaugeSample, LatencySample, Metrics
+from ogelproxy.relay import Relay
+from ogelproxy.router import Router
+from ogelproxy.tenants.directory import Directory
+from ogelproxy.tenants.model import Tenant
+from ogelproxy.tenants.store import Store
+from ogelproxy.tenants.vault import Vault
+from ogelproxy.usage import Meter
+from ogelproxy.usage.sinks import PostgresSink, Sink
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks at timeouts, idle servers and pools.
+SWEEP_INTERVAL = 0.25
+
+Changed = Callable[[Tenant | None, Tenant | None], None]
+
+
+class Tenants(Protocol):
+    """What an engine needs of a directory; an embedder may bring its own."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def find(self, handle: str) -> Tenant | None: ...
+
+    def peek(self, handle: str) -> Tenant | None: ...
+
+    def subscribe(self, callback: Changed) -> None: ...
+
+
+class Engine:
+    """A proxy: listener, seven layers, and what they share."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        directory: Tenants | None = None,
+        sinks: Sequence[Sink] | None = None,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.metrics = metrics or Metrics()
+        self._clock = clock
+        self._given_directory = directory
+        self._given_sinks = sinks
+        self._store: Store | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._is_draining = False
+        self._is_started = False
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    # Starting and stopping.
+
+    async def start(self) -> None:
+        """Build and start every part; the port is open when this returns.
+
+        Raises ConfigInvalid, ControlUnavailable, or OSError when a port is
+        taken; nothing is left running then.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._stop_parts()
+            raise
+
+    async def _start(self) -> None:
+        config = self.config
+        tls = load_tls(config.tls)
+        directory, sinks = await self._open_control()
+        self.directory = directory
+        self._meter = Meter(config.usage, sinks, clock=self._clock)
+        await self._meter.start()
+        self._gate = Gate(config.listen, metrics=self.metrics)
+        self._limiter = Limiter(config.limits, clock=self._clock)
+        self._relay = Relay(
+            config,
+            loop=asyncio.get_running_loop(),
+            gate=self._gate,
+            limiter=self._limiter,
+            meter=self._meter,
+            metrics=self.metrics,
+            find_tenant=directory.peek,
+        )
+        self._router = Router(config.pool, self._relay)
+        self._login = Login(
+            config,
+            relay=self._relay,
+            tenants=directory,
+            authenticator=Authenticator(config.auth, mock_secret=self._mock_secret()),
+            gate=self._gate,
+            limiter=self._limiter,
+            router=self._router,
+            meter=self._meter,
+            metrics=self.metrics,
+        )
+        self._login.tls = tls
+        directory.subscribe(self._tenant_changed)
+        await directory.start()
+        self._listener = Listener(config, self._login, self._relay)
+        self._listener.open()
+        self.metrics.add_source(self._samples)
+        self._admin: Admin | None = None
+        if config.admin.port is not None:
+            self._admin = Admin(
+                config.admin,
+                metrics=self.metrics,
+                status=self.status,
+                is_ready=lambda: self.is_ready,
+            )
+            await self._admin.start()
+        self._sweeper = asyncio.create_task(self._sweep())
+        self._is_started = True
+
+    async def _open_control(self) -> tuple[Tenants, Sequence[Sink]]:
+        control = self.config.control
+        if self._given_directory is not None:
+            return self._given_directory, self._given_sinks or ()
+        if control.database_url is None or control.secret_key is None:
+            raise ConfigInvalid(
+                "control.database_url (DATABASE_URL) and control.secret_key "
+                "(O7S_SECRET_KEY) are needed"
+            )
+        self._store = Store(control, Vault(control.secret_key))
+        await self._store.open()
+        await self._store.migrate()
+        directory = Directory(self._store, control, clock=self._clock)
+        if self._given_sinks is not None:
+            return directory, self._given_sinks
+        sink = PostgresSink(
+            self._store.pool, history_days=self.config.usage.history_days
+        )
+        return directory, [sink]
+
+    def _mock_secret(self) -> bytes:
+        key = self.config.control.secret_key
+        # Without one, stable for as long as the engine lives.
+        return key.get_secret_value().encode() if key else id(self).to_bytes(8, "big")
+
+    async def drain(self) -> None:
+        """Accept no more, let transactions finish, tell idle clients 57P01.
+
+        Bounded by `drain_timeout`.
+        """
+        self._is_draining = True
+        self._listener.close()
+        await self._relay.drain(self.config.drain_timeout)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Drain for at most `grace` seconds, then end everything."""
+        if self._is_started and not self._is_draining:
+            self._is_draining = True
+            self._listener.close()
+            wait = self.config.drain_timeout if grace is None else grace
+            await self._relay.drain(wait)
+        await self._stop_parts()
+
+    async def _stop_parts(self) -> None:
+        self._is_started = False
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+            self._sweeper = None
+        for name in ("_listener", "_router"):
+            if (part := getattr(self, name, None)) is not None:
+                part.close()
+        for name in ("_admin", "_relay", "_meter", "directory"):
+            if (part := getattr(self, name, None)) is not None:
+                await part.stop()
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
+
+    def reload(self, config: Config) -> None:
+        """Take new settings for what comes after, and read certificates anew.
+
+        Raises ConfigInvalid and changes nothing when they are wrong. Where the
+        proxy listens, and the control plane, need a restart.
+        """
+        tls = load_tls(config.tls)
+        self._login.tls = tls
+        self._login.config = config
+        self._relay.reload(config)
+        self._router.reload(config.pool)
+        self.config = config
+        log.info("settings reloaded")
+
+    # What it tells.
+
+    @property
+    def addresses(self) -> Mapping[str, tuple[str, int] | None]:
+        """Where clients (`postgres`) and operators (`admin`) connect."""
+        admin = None
+        if self._admin is not None:
+            admin = (self.config.admin.host, self._admin.port)
+        return {"postgres": self._listener.address, "admin": admin}
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_started and not self._is_draining
+
+    def status(self) -> Mapping[str, Any]:
+        """A picture of the engine for operators, without secrets."""
+        return {
+            "ready": self.is_ready,
+            "draining": self._is_draining,
+            "clients": self._relay.client_count,
+            "pools": [
+                {
+                    "organisation": pool.handle,
+                    "database": pool.target.name,
+                    "mode": str(pool.target.pool_mode),
+                    "clients": pool.client_count,
+                    "waiting": pool.waiting_count,
+                    "servers": pool.size,
+                    "idle": pool.idle_count,
+                }
+                for pool in self._router.pools
+            ],
+        }
+
+    def _samples(self) -> Iterable[LatencySample | GaugeSample | CounterSample]:
+        for latency in self._login.latencies:
+            yield LatencySample(
+                latency.tier, latency.database_type, latency.buckets, latency.seconds
+            )
+            yield CounterSample(
+                "o7s_requests_total",
+                {"tier": latency.tier, "database_type": latency.database_type},
+                sum(latency.buckets),
+            )
+        pools = self._router.pools
+        idle = sum(pool.idle_count for pool in pools)
+        servers = sum(pool.size for pool in pools)
+        yield GaugeSample("o7s_clients", {}, self._relay.client_count)
+        yield GaugeSample("o7s_servers", {"state": "idle"}, idle)
+        yield GaugeSample("o7s_servers", {"state": "active"}, servers - idle)
+        waiting = sum(pool.waiting_count for pool in pools)
+        yield GaugeSample("o7s_waiting_clients", {}, waiting)
+
+    # What goes on.
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL)
+            now = self._relay.reactor.loop.time()
+            try:
+                self._relay.sweep(now)
+                self._router.sweep(now)
+            except Exception:
+                log.exception("sweep failed")
+
+    def _tenant_changed(self, old: Tenant | None, new: Tenant | None) -> None:
+        """Carry a change in the control plane to open connections."""
+        if old is None:
+            return
+        if new is not None:
+            self._limiter.update(new)
+        self._router.update(old, new)
+        for client in list(self._relay.clients.get(old.handle, ())):
+            error = _why_not(client.session, old, new)
+            if error is not None:
+                self._relay.fail(client, error)
+
+
+def _why_not(session: Any, old: Tenant, new: Tenant | None) -> OgelError | None:
+    """Why an open connection may not go on under the new record, or None."""
+    if new is None or new.is_suspended:
+        return TenantSuspended()
+    if session.key_id is not None and all(
+        key.id != session.key_id for key in new.keys
+    ):
+        return CredentialRejected("the key was revoked")
+    target = new.databases.get(session.database)
+    if target is None or target.id != session.target_id:
+        return DatabaseUnknown(session.database)
+    return None

@@ -1,0 +1,149 @@
+"""Listener: sockets that clients connect to, their TLS, and accepting.
+
+Accepting stops while as many clients log in, or are connected, as may be: the
+kernel's queue then holds the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+import ssl
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ogelproxy.client import Client
+from ogelproxy.config import Config
+from ogelproxy.config import Tls as TlsConfig
+from ogelproxy.errors import ConfigInvalid
+from ogelproxy.login import Login, Tls
+from ogelproxy.relay import Relay
+
+log = logging.getLogger(__name__)
+
+#: Clients accepted in one go before others get their turn.
+ACCEPTED_AT_ONCE = 64
+
+#: Seconds until accepting is tried again after the process ran out of something.
+PAUSE = 0.1
+
+
+class Listener:
+    """The listening sockets of one engine."""
+
+    def __init__(self, config: Config, login: Login, relay: Relay) -> None:
+        self._config = config
+        self._login = login
+        self._relay = relay
+        self._sockets: list[socket.socket] = []
+        self._logins = 0
+        self._is_full = False
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        if not self._sockets:
+            return None
+        host, port = self._sockets[0].getsockname()[:2]
+        return host, port
+
+    def open(self) -> None:
+        """Bind and listen. Raises OSError when the port is taken."""
+        listen = self._config.listen
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind((listen.host, listen.port))
+            sock.listen(listen.backlog)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+        self._sockets.append(sock)
+        self._watch()
+
+    def close(self) -> None:
+        loop = self._relay.reactor.loop
+        for sock in self._sockets:
+            loop.remove_reader(sock)
+            sock.close()
+        self._sockets.clear()
+
+    def _watch(self) -> None:
+        for sock in self._sockets:
+            self._relay.reactor.loop.add_reader(sock, self._accept, sock)
+
+    def _pause(self) -> None:
+        loop = self._relay.reactor.loop
+        for sock in self._sockets:
+            loop.remove_reader(sock)
+        loop.call_later(PAUSE, self._watch)
+
+    @property
+    def _has_room(self) -> bool:
+        listen = self._config.listen
+        clients = self._relay.client_count + self._logins
+        return self._logins < listen.max_logins and clients < listen.max_clients
+
+    def _accept(self, sock: socket.socket) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            if not self._has_room:
+                if not self._is_full:
+                    log.warning("accepting no more clients for now")
+                self._is_full = True
+                self._pause()
+                return
+            self._is_full = False
+            try:
+                accepted, peer = sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # Out of descriptors or memory: they come back when clients go.
+                log.error("accept failed: %s", error)
+                self._pause()
+                return
+            accepted.setblocking(False)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            client = Client(self._relay.reactor, accepted.detach())
+            client.address = peer[0].removeprefix("::ffff:")
+            self._logins += 1
+            self._relay.spawn(self._log_in(client))
+
+    async def _log_in(self, client: Client) -> None:
+        try:
+            await self._login.run(client)
+        finally:
+            self._logins -= 1
+
+
+def load_tls(config: TlsConfig) -> Tls | None:
+    """Read certificate and key. Raises ConfigInvalid naming what is wrong."""
+    if config.cert is None and config.key is None:
+        return None
+    if config.cert is None or config.key is None:
+        raise ConfigInvalid("tls.cert and tls.key are needed together")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(config.cert, config.key)
+        certificate = x509.load_pem_x509_certificate(config.cert.read_bytes())
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise ConfigInvalid(f"tls.cert, tls.key: {error}") from error
+    return Tls(context, end_point(certificate))
+
+
+def end_point(certificate: x509.Certificate) -> bytes:
+    """The certificate's hash for channel binding (RFC 5929, section 4.1)."""
+    algorithm = certificate.signature_hash_algorithm
+    name = "sha256" if algorithm is None else algorithm.name
+    if name in ("md5", "sha1"):
+        name = "sha256"
+    encoded = certificate.public_bytes(Encoding.DER)
+    return hashlib.new(name, encoded).digest()
+

@@ -1,0 +1,282 @@
+"""Login: from the first packet to ReadyForQuery, layers 1, 2, 3 and 5.
+
+One coroutine per client that ends when the client is ready. In this order, so
+that nothing is spent on a stranger: who is it, is the organisation allowed in,
+does the database exist, is there room, and only then a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ogelproxy._server import Latency
+from ogelproxy.auth import Authenticator
+from ogelproxy.client import Client, Session
+from ogelproxy.config import Config
+from ogelproxy.errors import (
+    LoginTimeout,
+    NotSupported,
+    OgelError,
+    ProtocolViolation,
+    TenantSuspended,
+    TLSRequired,
+)
+from ogelproxy.protocol import messages, startup
+from ogelproxy.tenants.model import Credential, Target, Tenant
+
+if TYPE_CHECKING:
+    from ogelproxy.gate import Gate
+    from ogelproxy.limiter import Limiter
+    from ogelproxy.metrics import Metrics
+    from ogelproxy.pool import Pool
+    from ogelproxy.relay import Relay
+    from ogelproxy.router import Router
+    from ogelproxy.usage import Meter
+
+log = logging.getLogger(__name__)
+
+#: Start-up setting that asks for token login beside the user's `.jwt` suffix.
+AUTH_SETTING = "ogel.auth"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A TLS context for clients and its tls-server-end-point (RFC 5929)."""
+
+    context: ssl.SSLContext
+    end_point: bytes
+
+
+class Tenants(Protocol):
+    """Where tenant records come from: a Directory, or an embedder's own."""
+
+    async def find(self, handle: str) -> Tenant | None: ...
+
+    def peek(self, handle: str) -> Tenant | None: ...
+
+
+class Login:
+    """The logins of one engine."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        relay: Relay,
+        tenants: Tenants,
+        authenticator: Authenticator,
+        gate: Gate,
+        limiter: Limiter,
+        router: Router,
+        meter: Meter,
+        metrics: Metrics,
+    ) -> None:
+        self.config = config
+        self.tls: Tls | None = None  # replaced at a reload
+        self._relay = relay
+        self._tenants = tenants
+        self._authenticator = authenticator
+        self._gate = gate
+        self._limiter = limiter
+        self._router = router
+        self._meter = meter
+        self._metrics = metrics
+        self._latencies: dict[tuple[str, str], Latency] = {}
+
+    @property
+    def latencies(self) -> list[Latency]:
+        return list(self._latencies.values())
+
+    async def run(self, client: Client) -> None:
+        """Log a client in, or tell it why not."""
+        try:
+            async with asyncio.timeout(self.config.listen.login_timeout):
+                await self._log_in(client)
+        except TimeoutError:
+            await self._refuse(client, LoginTimeout())
+        except OgelError as error:
+            await self._refuse(client, error)
+        except (OSError, ssl.SSLError) as error:
+            log.debug("client left its login: %s", error)
+            client.close()
+        except BaseException:
+            client.close()
+            raise
+
+    async def _refuse(self, client: Client, error: OgelError) -> None:
+        if client.is_closed or not client.is_logging_in:
+            return
+        self._metrics.refused(error)
+        log.info("login refused: %s", error, extra={"client": client.address})
+        client.send(messages.error_response(error, is_fatal=True))
+        try:
+            # Closing with bytes unread would reset the connection, and the
+            # error with it: wait for the client to close first.
+            async with asyncio.timeout(2.0):
+                await client.drained()
+                client.end_output()
+                while True:
+                    await client.more()
+                    client.take(len(client.peek()))
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            client.close()
+
+    async def _log_in(self, client: Client) -> None:
+        packet = await self._first_packet(client)
+        if packet is None:
+            client.close()
+            return
+        if packet.replication not in ("", "0", "false", "off", "no"):
+            raise NotSupported("replication through the proxy")
+        credential = await self._authenticate(client, packet)
+        tenant = await self._tenants.find(credential.handle)
+        if tenant is None or tenant.is_suspended:
+            raise TenantSuspended()
+        target = self._router.route(tenant, packet.database)
+        self._gate.admit(tenant)
+        try:
+            pool = self._router.pool(tenant, target)
+            # Connections under way count as clients: the pool must not go.
+            await self._welcome(client, packet, credential, tenant, pool)
+        except BaseException:
+            if client.is_logging_in:
+                self._gate.leave(tenant.handle)
+            raise
+
+    async def _first_packet(self, client: Client) -> startup.Startup | None:
+        """Answer encryption and cancel requests up to a StartupMessage."""
+        asked: set[bool] = set()
+        while True:
+            head = await client.receive_exactly(4)
+            size = startup.packet_size(head)
+            packet = startup.parse(head + await client.receive_exactly(size - 4))
+            if isinstance(packet, startup.CancelRequest):
+                await self._relay.cancels.cancel(packet.process_id, packet.secret)
+                return None
+            if isinstance(packet, startup.Startup):
+                break
+            if packet.is_tls in asked or client.tls is not None:
+                raise ProtocolViolation("encryption was asked for twice")
+            asked.add(packet.is_tls)
+            if client.peek():
+                # Sent in clear before TLS, it would count as sent inside it.
+                raise ProtocolViolation("bytes behind an encryption request")
+            if packet.is_tls and self.tls is not None:
+                client.send(b"S")
+                await client.start_tls(self.tls.context, server_side=True)
+            else:
+                client.send(b"N")
+        if packet.minor or packet.unknown_options:
+            client.send(
+                messages.negotiate_protocol_version(0, packet.unknown_options)
+            )
+        if self.config.tls.is_required and not self._is_private(client):
+            raise TLSRequired()
+        return packet
+
+    @staticmethod
+    def _is_private(client: Client) -> bool:
+        return client.tls is not None or client.address in ("127.0.0.1", "::1", "")
+
+    async def _authenticate(
+        self, client: Client, packet: startup.Startup
+    ) -> Credential:
+        handle, is_token = self._authenticator.split_user(packet.user)
+        is_token = is_token or packet.settings.get(AUTH_SETTING) == "jwt"
+        tenant = await self._tenants.find(handle)
+        tls = self.tls if client.tls is not None else None
+        exchange = self._authenticator.begin(
+            tenant,
+            handle,
+            is_token=is_token,
+            is_private=self._is_private(client),
+            source=client.address,
+            channel_binding=tls.end_point if tls is not None else None,
+        )
+        client.send(messages.authentication(exchange.start()))
+        try:
+            while exchange.credential is None:
+                kind, body = await client.receive_message()
+                if kind != b"p":
+                    raise ProtocolViolation("expected a password message")
+                for answer in await exchange.step(body):
+                    client.send(messages.authentication(answer))
+        except OgelError:
+            self._metrics.login("rejected")
+            raise
+        self._metrics.login("accepted")
+        return exchange.credential
+
+    async def _welcome(
+        self,
+        client: Client,
+        packet: startup.Startup,
+        credential: Credential,
+        tenant: Tenant,
+        pool: Pool,
+    ) -> None:
+        wanted = {
+            name: value
+            for name, value in packet.settings.items()
+            if not name.startswith("ogel.")
+        }
+        settings = await pool.settings(wanted)
+        # The record may have changed while servers were asked: what was
+        # decided above must still hold when the client is let in.
+        tenant = self._still_welcome(tenant, credential, pool.target)
+        application = packet.settings.get("application_name", "")
+        attribution = self._meter.attribution(tenant, pool.target, application)
+        process_id, secret = self._relay.cancels.issue(client)
+        client.session = Session(
+            handle=tenant.handle,
+            key_id=credential.key_id,
+            database=packet.database,
+            target_id=pool.target.id,
+            application_name=application,
+            address=client.address,
+            attribution=attribution,
+            process_id=process_id,
+            secret=secret,
+        )
+        client.send(
+            messages.AUTHENTICATION_OK
+            + settings.statuses
+            + messages.backend_key_data(process_id, secret)
+            + messages.READY_IDLE
+        )
+        client.start(
+            self._relay,
+            pool,
+            settings,
+            self._limiter.bucket(tenant),
+            attribution,
+            self._meter.table,
+            self._latency(tenant.tier.name, pool.target.type),
+        )
+        self._relay.enter(client)
+
+    def _still_welcome(
+        self, before: Tenant, credential: Credential, target: Target
+    ) -> Tenant:
+        tenant = self._tenants.peek(before.handle) or before
+        if tenant.is_suspended:
+            raise TenantSuspended()
+        if credential.key_id is not None and all(
+            key.id != credential.key_id for key in tenant.keys
+        ):
+            raise TenantSuspended("key was revoked during the login")
+        self._router.route(tenant, target.name)
+        return tenant
+
+    def _latency(self, tier: str, database_type: str) -> Latency:
+        key = (tier, str(database_type))
+        found = self._latencies.get(key)
+        if found is None:
+            found = self._latencies[key] = Latency(*key)
+        return found

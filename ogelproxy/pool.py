@@ -1,0 +1,261 @@
+"""Pool: the server connections of one target, and what of them takes time.
+
+The compiled `PoolCore` lends and queues; here servers are opened when clients
+wait, retired when they are old, idle or of the past, and start-up settings are
+proven on a real server before a client is let in with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ogelproxy._pool import PoolCore, Settings
+from ogelproxy.config import Pool as PoolConfig
+from ogelproxy.errors import OgelError, PoolTimeout, TargetUnreachable
+from ogelproxy.protocol import messages
+from ogelproxy.server import Address, KeyCache, Server
+from ogelproxy.tenants.model import PoolMode, Target, Tenant
+
+if TYPE_CHECKING:
+    from ogelproxy.relay import Relay
+
+log = logging.getLogger(__name__)
+
+#: Combinations of start-up settings remembered per pool.
+MAX_SETTINGS = 1000
+
+#: Seconds to wait after the target could not be reached, doubling.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+
+MODES = {
+    PoolMode.SESSION: 0,
+    PoolMode.TRANSACTION: 1,
+    PoolMode.STATEMENT: 2,
+    PoolMode.AUTO: 3,
+}
+
+
+class SettingsRefused(OgelError):
+    """The database refused a setting of the start-up packet, in its words."""
+
+    code = "settings_refused"
+    kind = "client"
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self.sqlstate = fields.get("C", "22023")  # type: ignore[misc]
+        self.client_text = fields.get("M", "invalid start-up setting")
+        super().__init__(detail=fields.get("D", ""), hint=fields.get("H", ""))
+
+
+class Pool(PoolCore):
+    """The servers of one target, for the clients of one organisation."""
+
+    host: Relay
+
+    def __init__(
+        self, tenant: Tenant, target: Target, config: PoolConfig, host: Relay
+    ) -> None:
+        super().__init__(
+            MODES[target.pool_mode],
+            config.max_prepared_bytes,
+            config.max_prepared_statements,
+        )
+        self.host = host
+        self.config = config
+        self.handle = tenant.handle
+        self.target = target
+        self.address = Address.parse(target.dsn.get_secret_value())
+        self.key_cache = KeyCache()
+        self.parameters = session_parameters(tenant)
+        self.client_count = 0  # clients logged in to it; changed by Relay
+        self.opening = 0  # connections under way; changed by _open
+        self._settings: OrderedDict[tuple[tuple[str, str], ...], Settings] = (
+            OrderedDict()
+        )
+        self._pause = 0.0
+        self._may_open_at = 0.0
+
+    @property
+    def has_room(self) -> bool:
+        return self.size + self.opening < self.config.max_servers
+
+    def wanted(self) -> None:
+        """Open a server for a client that waits, where that is allowed."""
+        if self.has_room and self.opening < self.waiting_count + len(self.provers):
+            self.host.spawn(self._open_for_waiters())
+
+    async def _open_for_waiters(self) -> None:
+        delay = self._may_open_at - self.host.reactor.loop.time()
+        if delay > 0:
+            await asyncio.sleep(delay)
+        if not self.has_room:
+            return
+        try:
+            server = await self._open()
+        except TargetUnreachable as error:
+            log.warning(
+                "can't open a server: %s", error, extra={"tenant": self.handle}
+            )
+            for client in self.waiting_clients:
+                client.give_up(messages.error_response(error, is_fatal=False))
+            return
+        server.enter_pool()
+
+    async def _open(self) -> Server:
+        self.opening += 1
+        epoch = self.epoch
+        try:
+            async with asyncio.timeout(self.config.connect_timeout):
+                server = await Server.open(self, self.parameters)
+        except (TargetUnreachable, TimeoutError) as error:
+            self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            self._may_open_at = self.host.reactor.loop.time() + self._pause
+            if isinstance(error, TimeoutError):
+                raise TargetUnreachable("connect timed out") from error
+            raise
+        finally:
+            self.opening -= 1
+        self._pause = self._may_open_at = 0.0
+        self.size += 1
+        server.epoch = epoch
+        if self.config.server_lifetime:
+            # Spread, so that servers opened together don't all end together.
+            lifetime = self.config.server_lifetime * random.uniform(0.9, 1.1)
+            server.expires_at = self.host.reactor.loop.time() + lifetime
+        if self.baseline.statuses is None:
+            self.baseline.statuses = render_statuses(server.statuses)
+            self._statuses = dict(server.statuses)
+        return server
+
+    async def settings(self, wanted: Mapping[str, str]) -> Settings:
+        """Return the one Settings object for `wanted`, proven on a server.
+
+        Raises SettingsRefused with the database's own words, TargetUnreachable
+        or PoolTimeout.
+        """
+        items = tuple(sorted(wanted.items()))
+        found = self._settings.get(items)
+        if found is not None:
+            self._settings.move_to_end(items)
+            return found
+        server = await self._borrow()
+        try:
+            if not items:
+                found = self.baseline
+            else:
+                found = await self._prove(server, items)
+        except BaseException:
+            self.host.retire(server)
+            raise
+        server.enter_pool()
+        self._settings[items] = found
+        while len(self._settings) > MAX_SETTINGS:
+            self._settings.popitem(last=False)
+        return found
+
+    async def _prove(
+        self, server: Server, items: tuple[tuple[str, str], ...]
+    ) -> Settings:
+        settings = Settings(items)
+        failure = await server.run(self.switch(self.baseline, settings))
+        if failure is not None:
+            raise SettingsRefused(failure)
+        settings.statuses = render_statuses(self._statuses | server.statuses)
+        server.settings = settings
+        return settings
+
+    async def _borrow(self) -> Server:
+        """Have a server for a use of the proxy's own, set to the baseline."""
+        server = self.take_idle()
+        if server is None and self.has_room:
+            server = await self._open()
+        elif server is None:
+            try:
+                async with asyncio.timeout(self.config.queue_timeout):
+                    server = await self.next_idle()
+            except TimeoutError:
+                raise PoolTimeout(self.config.queue_timeout) from None
+        server.phase = 0
+        if server.settings is not self.baseline:
+            failure = await server.run(self.switch(server.settings, self.baseline))
+            if failure is not None:
+                self.host.retire(server)
+                raise SettingsRefused(failure)
+            server.settings = self.baseline
+        server.statuses = {}
+        return server
+
+    def switch(self, have: Settings, want: Settings) -> bytes:
+        """Build the query that takes a server from one setting to another.
+
+        `set_config` reads a value as the start-up packet does, where SET would
+        take a list for one name (manual 9.28.1).
+        """
+        old, new = dict(have.items), dict(want.items)
+        resets = [f"RESET {quote_name(name)}" for name in old if name not in new]
+        changes = [
+            f"set_config({quote(name)}, {quote(value)}, false)"
+            for name, value in new.items()
+            if old.get(name) != value
+        ]
+        if changes:
+            resets.append(f"SELECT {', '.join(changes)}")
+        return messages.query(";".join(resets))
+
+    def retire_all(self) -> None:
+        """Use none of the present servers again once their loans end."""
+        self.epoch += 1
+        for server in self.idle_servers:
+            if self.withdraw(server):
+                self.host.retire(server)
+
+    def sweep(self, now: float) -> None:
+        """Close servers that nobody needed or that are old; time out waiters."""
+        idle = self.config.server_idle_timeout
+        for server in self.idle_servers:
+            is_idle = idle and now - server.idle_since > idle
+            is_old = 0 < server.expires_at < now
+            if (is_idle or is_old) and self.withdraw(server):
+                self.host.retire(server)
+        waited = self.config.queue_timeout
+        for client in self.waiting_clients:
+            if now - client.waiting_since > waited:
+                client.give_up(
+                    messages.error_response(PoolTimeout(now - client.waiting_since))
+                )
+        if self.waiting_count:
+            self.wanted()
+
+
+def session_parameters(tenant: Tenant) -> dict[str, str]:
+    """The tier's session settings, as start-up parameters of a server."""
+    tier = tenant.tier
+    return {
+        "statement_timeout": str(round(tier.statement_timeout * 1000)),
+        "idle_in_transaction_session_timeout": str(
+            round(tier.idle_in_transaction_timeout * 1000)
+        ),
+        "work_mem": f"{tier.work_mem_kb}kB",
+    }
+
+
+def render_statuses(statuses: Mapping[str, str]) -> bytes:
+    return b"".join(
+        messages.parameter_status(name, value) for name, value in statuses.items()
+    )
+
+
+def quote(text: str) -> str:
+    """Quote a literal, safe whatever standard_conforming_strings says."""
+    escaped = text.replace("\\", "\\\\").replace("'", "''")
+    return f"E'{escaped}'"
+
+
+def quote_name(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'

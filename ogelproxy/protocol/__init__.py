@@ -1,0 +1,1 @@
+"""Rules of the Postgres protocol: no sockets, no clock, no asyncio."""

@@ -1,0 +1,264 @@
+"""Relay: what leaves the fast path, for all clients and servers of an engine.
+
+The compiled side calls it for errors, endings, timeouts and crashes; it is the
+one place that knows every client and why each connection ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from ogelproxy._reactor import Connection, Reactor
+from ogelproxy.cancel import Cancels
+from ogelproxy.client import Client
+from ogelproxy.config import Config
+from ogelproxy.errors import (
+    Draining,
+    IdleInTransactionTimeout,
+    IdleTimeout,
+    InternalError,
+    OgelError,
+    ProtocolViolation,
+    QueryTimeout,
+    ServerLost,
+)
+from ogelproxy.protocol import messages
+from ogelproxy.server import Server
+
+if TYPE_CHECKING:
+    from ogelproxy.gate import Gate
+    from ogelproxy.limiter import Limiter
+    from ogelproxy.metrics import Metrics
+    from ogelproxy.tenants.model import Tenant
+    from ogelproxy.usage import Meter
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a client which was told why it ends may take to close.
+LINGER = 2.0
+
+
+class Relay:
+    """The host of an engine's compiled connections."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        gate: Gate,
+        limiter: Limiter,
+        meter: Meter,
+        metrics: Metrics,
+        find_tenant: Callable[[str], Tenant | None],
+    ) -> None:
+        self.config = config
+        self.reactor = Reactor(loop, self.crashed)
+        self.cancels = Cancels()
+        self.metrics = metrics
+        self.meter = meter
+        self.transaction_wait = config.limits.transaction_wait
+        self.reset_message = messages.query(config.pool.reset_query)
+        self.server_lost_message = messages.error_response(ServerLost())
+        self.clients: dict[str, set[Client]] = {}
+        self.client_count = 0
+        self._gate = gate
+        self._limiter = limiter
+        self._find_tenant = find_tenant
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # Tasks: everything that is started is held, and its failure logged.
+
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = self.reactor.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task failed", exc_info=task.exception())
+
+    async def stop(self) -> None:
+        """End every connection and task."""
+        for connection in self.reactor.connections:
+            if isinstance(connection, Client):
+                connection.abort()
+        for connection in self.reactor.connections:
+            if isinstance(connection, Server):
+                self.retire(connection)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.reactor.stop()
+
+    def reload(self, config: Config) -> None:
+        self.config = config
+        self.transaction_wait = config.limits.transaction_wait
+        self.reset_message = messages.query(config.pool.reset_query)
+
+    # Clients.
+
+    def enter(self, client: Client) -> None:
+        """Begin to carry a client that has logged in."""
+        self.clients.setdefault(client.session.handle, set()).add(client)
+        client.pool.client_count += 1
+        self.client_count += 1
+
+    def client_closed(self, client: Client) -> None:
+        session = client.session
+        members = self.clients.get(session.handle)
+        if members is None or client not in members:
+            return
+        members.discard(client)
+        if not members:
+            del self.clients[session.handle]
+        self.client_count -= 1
+        client.pool.client_count -= 1
+        self.cancels.withdraw(session.process_id)
+        self._gate.leave(session.handle)
+        self.meter.release(session.attribution)
+
+    def fail(self, client: Client, error: OgelError) -> None:
+        """Refuse a client that is logged in, and end it."""
+        self.metrics.refused(error)
+        client.fail(messages.error_response(error))
+
+    def fail_all(self, handle: str, error: OgelError) -> None:
+        for client in list(self.clients.get(handle, ())):
+            self.fail(client, error)
+
+    # Answers that the compiled side asks for.
+
+    def error(self, error: OgelError) -> bytes:
+        self.metrics.refused(error)
+        return messages.error_response(error, is_fatal=False)
+
+    def refusal(self, client: Client, count: int, is_fatal: bool) -> bytes:
+        """The ErrorResponse for a query that the limiter refused."""
+        error = self._rate_limited(client)
+        self.metrics.refused(error)
+        return messages.error_response(error, is_fatal=is_fatal)
+
+    def warning(self, client: Client, count: int) -> bytes:
+        """The NoticeResponse for a query that would have been refused."""
+        return messages.notice_response(self._rate_limited(client))
+
+    def _rate_limited(self, client: Client) -> OgelError:
+        tenant = self._find_tenant(client.session.handle)
+        return self._limiter.refusal(client.bucket, tenant, client.wait)
+
+    def statement_unknown(self, name: bytes) -> bytes:
+        text = (
+            f'prepared statement "{name.decode(errors="replace")}" does not exist'
+            if name
+            else "unnamed prepared statement does not exist"
+        )
+        return messages.plain_error("26000", text)
+
+    def statement_exists(self, name: bytes) -> bytes:
+        text = f'prepared statement "{name.decode(errors="replace")}" already exists'
+        return messages.plain_error("42P05", text)
+
+    # Servers.
+
+    def server_lost(self, server: Server) -> None:
+        """The server closed the connection, or broke the protocol."""
+        log.info("server connection lost", extra={"tenant": server.pool.handle})
+        self._close_server(server)
+
+    def retire(self, server: Server) -> None:
+        """End a server connection that nobody uses."""
+        if not server.is_closed:
+            server.send(messages.TERMINATE)
+        self._close_server(server)
+
+    def abandon(self, server: Server) -> None:
+        """End a server connection whose client left it half-way.
+
+        What it runs is cancelled first: Postgres would notice the closed
+        socket only when it next writes.
+        """
+        if server.transaction_status == "I" or server.owed:
+            self.spawn(self._cancel_and_retire(server))
+        else:
+            self.retire(server)
+
+    async def _cancel_and_retire(self, server: Server) -> None:
+        server.is_retiring = True
+        try:
+            await self.cancels.cancel_server(server)
+        finally:
+            self.retire(server)
+
+    def _close_server(self, server: Server) -> None:
+        if server.is_closed:
+            return
+        server.close()
+        pool = server.pool
+        pool.withdraw(server)
+        pool.size -= 1
+        if pool.waiting_count:
+            pool.wanted()
+
+    # Faults.
+
+    def crashed(self, connection: Connection, error: Exception) -> None:
+        """Compiled code raised while it served `connection`."""
+        if isinstance(error, ProtocolViolation) and error.by == "client":
+            log.info("%s", error)
+        else:
+            if not isinstance(error, OgelError):
+                known, error = error, InternalError(f"{type(error).__name__}: {error}")
+                log.error("%s", error, exc_info=known)
+            else:
+                log.error("%s", error)
+        if isinstance(connection, Client):
+            self._crashed_client(connection, error)
+        elif isinstance(connection, Server):
+            connection.lose()
+
+    def _crashed_client(self, client: Client, error: OgelError) -> None:
+        if client.is_logging_in:
+            client.close()
+        else:
+            self.fail(client, error)
+
+    # Time.
+
+    def sweep(self, now: float) -> None:
+        """End clients that took longer than they may."""
+        limits = self.config.client
+        for connection in self.reactor.connections:
+            if not isinstance(connection, Client) or connection.is_logging_in:
+                continue
+            silent = now - connection.active_at
+            if connection.is_lingering:
+                if silent > LINGER:
+                    connection.abort()
+            elif connection.is_waiting:
+                pass
+            elif connection.server is not None and connection.server.owed:
+                if 0 < limits.query_timeout < silent:
+                    self.fail(connection, QueryTimeout())
+            elif connection.is_in_transaction:
+                if 0 < limits.idle_in_transaction_timeout < silent:
+                    self.fail(connection, IdleInTransactionTimeout())
+            elif 0 < limits.idle_timeout < silent:
+                self.fail(connection, IdleTimeout())
+
+    async def drain(self, grace: float) -> None:
+        """Tell idle clients to go, let the others finish; bounded in time."""
+        end = self.reactor.loop.time() + grace
+        while self.client_count:
+            late = self.reactor.loop.time() >= end
+            for members in list(self.clients.values()):
+                for client in list(members):
+                    if late or client.is_idle:
+                        self.fail(client, Draining())
+            if late:
+                break
+            await asyncio.sleep(0.02)

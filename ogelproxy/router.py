@@ -1,0 +1,91 @@
+"""Router: organisation and database name to the pool that serves them.
+
+Never a fallback: a name that is not in the tenant's record is refused. Pools
+are keyed by the target's id, which belongs to one organisation, so no server
+is ever shared between two.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from ogelproxy.config import Pool as PoolConfig
+from ogelproxy.errors import DatabaseUnknown, NotSupported
+from ogelproxy.pool import Pool, session_parameters
+from ogelproxy.tenants.model import DatabaseType, Target, Tenant
+
+if TYPE_CHECKING:
+    from ogelproxy.relay import Relay
+
+#: Seconds after which a pool without clients and servers is forgotten.
+POOL_TTL = 60.0
+
+
+class Router:
+    """The pools of one engine, made when first needed."""
+
+    def __init__(self, config: PoolConfig, host: Relay) -> None:
+        self._config = config
+        self._host = host
+        self._pools: dict[UUID, Pool] = {}
+        self._unused_since: dict[UUID, float] = {}
+
+    @property
+    def pools(self) -> list[Pool]:
+        return list(self._pools.values())
+
+    def route(self, tenant: Tenant, database: str) -> Target:
+        """Find the target. Raises DatabaseUnknown, NotSupported."""
+        target = tenant.databases.get(database)
+        if target is None:
+            raise DatabaseUnknown(database)
+        if target.type is not DatabaseType.POSTGRES:
+            raise NotSupported(f"database type {target.type}")
+        return target
+
+    def pool(self, tenant: Tenant, target: Target) -> Pool:
+        """The pool of `target`, made when there is none."""
+        pool = self._pools.get(target.id)
+        if pool is None:
+            pool = Pool(tenant, target, self._config, self._host)
+            self._pools[target.id] = pool
+        return pool
+
+    def update(self, old: Tenant, new: Tenant | None) -> None:
+        """Follow a change of a tenant's record.
+
+        Targets that changed or went get new pools; a change of the tier's
+        session settings only replaces the servers.
+        """
+        targets = {} if new is None else {t.id: t for t in new.databases.values()}
+        for before in old.databases.values():
+            pool = self._pools.get(before.id)
+            if pool is None:
+                continue
+            after = targets.get(before.id)
+            if after != before or new is None:
+                del self._pools[before.id]
+                self._unused_since.pop(before.id, None)
+                pool.retire_all()
+            elif pool.parameters != (parameters := session_parameters(new)):
+                pool.parameters = parameters
+                pool.retire_all()
+
+    def sweep(self, now: float) -> None:
+        for key, pool in list(self._pools.items()):
+            pool.sweep(now)
+            if pool.size or pool.opening or pool.client_count:
+                self._unused_since.pop(key, None)
+            elif now - self._unused_since.setdefault(key, now) > POOL_TTL:
+                del self._pools[key]
+                del self._unused_since[key]
+
+    def reload(self, config: PoolConfig) -> None:
+        self._config = config
+        for pool in self.pools:
+            pool.config = config
+
+    def close(self) -> None:
+        for pool in self.pools:
+            pool.retire_all()
