@@ -10,10 +10,11 @@ from setuptools.errors import BaseError
 
 EXTENSIONS = (
     "_bucket",
+    "_client",
+    "_extended",
     "_fingerprint",
     "_pool",
     "_reactor",
-    "_relay",
     "_replies",
     "_statements",
     "_usage",

@@ -1,3 +1,4 @@
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -19,6 +20,7 @@ cdef enum:
     LATENCY_BUCKETS = 18  # metrics.LATENCY_BOUNDS and infinity
 
 
+@cython.final
 cdef class Latency:
     # Latencies of one tier and database type: a histogram that a scrape reads.
     cdef readonly str tier
@@ -83,7 +85,6 @@ cdef class ServerCore(Connection):
         self, char kind, const char* p, Py_ssize_t size, Reply* head
     ) except -1
     cdef int pass_on(self, const char* p, Py_ssize_t size, Reply* head) except -1
-    cdef int finish(self, Reply* head) except -1
     cdef int error(self, const char* p, Py_ssize_t size, Reply* head) except -1
     cdef int complete(self, const char* p, Py_ssize_t size, Reply* head) except -1
     cdef int ready(self, const char* p, Py_ssize_t size) except -1

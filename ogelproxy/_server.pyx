@@ -35,7 +35,6 @@ from ogelproxy.errors import ProtocolViolation
 from ogelproxy.metrics import LATENCY_BOUNDS
 
 
-@cython.final
 cdef class Latency:
 
     def __init__(self, str tier, str database_type):

@@ -1,51 +1,33 @@
-"""The steady state: one client's requests on their way to a server.
+"""One client in the steady state: its requests on their way to a server.
 
-`process` walks the messages of one read, takes tokens, borrows a server,
-renames prepared statements where the pool shares them, and notes what reply is
-owed for each message. `_server` has the way back. What takes time or is rare
-(errors, waits, closing) is asked of `host`, the engine's Relay.
+`process` walks the messages of one read, takes tokens, borrows a server and
+notes what reply is owed for each message. `_extended` adds the extended
+protocol, `_server` has the way back. What takes time or is rare (errors,
+waits, closing) is asked of `host`, the engine's Relay.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.ref cimport Py_INCREF
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.object cimport PyObject
-from libc.string cimport memchr, memcmp, memcpy, memset
+from cpython.ref cimport Py_INCREF
+from libc.string cimport memset
 
-from ogelproxy._bucket cimport MODE_OFF
 from ogelproxy._fingerprint cimport scan_feed, scan_finish, scan_start
-from ogelproxy._pool cimport MODE_SESSION
-from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection, Reactor
+from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
 from ogelproxy._replies cimport (
-    ASKED_BIND,
-    ASKED_CLOSE,
-    ASKED_DESCRIBE,
     ASKED_EXECUTE,
     ASKED_FUNCTION,
-    ASKED_PARSE,
     ASKED_QUERY,
-    ASKED_SYNC,
     MAX_OWED,
     REPLY_FAKE,
     REPLY_FORWARD,
     REPLY_REFUSE,
-    REPLY_SKIP,
 )
 from ogelproxy._server cimport Latency, ServerCore
-from ogelproxy._statements cimport describe
 from ogelproxy._usage cimport Attribution, Measure, UsageTable
-from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, Gather, frame_size, put32
-from ogelproxy.errors import ProtocolViolation, QueryTooLarge
-
-cdef enum:  # what pay() answers
-    PAID
-    HELD      # the client waits; the message is handled again afterwards
-    REFUSED
+from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size
+from ogelproxy.errors import ProtocolViolation
 
 cdef enum:
-    NAMES_SEEN = 4096       # bytes of a Bind that must be there to be forwarded
-    MAX_NAMES = 5000        # prepared statements of one client
-    MAX_PORTALS = 1000      # named portals of one transaction whose text is known
-    MAX_SHARED = 16         # times its bytes that a pool's statements may take
     FUNCTION_CALL = 1       # the fingerprint of every function call message
 
 # Both fail on the server, so that it ends up where any failed request leaves
@@ -69,9 +51,7 @@ cdef class ClientCore(Borrower):
         self.who = who
         self.usage = usage
         self.latency = latency
-        self.shares_names = pool.mode != MODE_SESSION
-        self.names = {}
-        self.portals = {}
+        self.prepare_names()
         self.phase = CLIENT_READY
         self.active_at = self.reactor.now
         self.resume()
@@ -165,23 +145,11 @@ cdef class ClientCore(Borrower):
             self.resume()
             self.reactor.later(self)
 
-    cdef int server_released(self) except -1:
-        if self.portals:
-            self.portals.clear()
-        return 0
-
     cdef int server_gone(self, bint may_tell) except -1:
         if may_tell:
             self.fail(self.host.server_lost_message)
             return 0
         return self.end(True)
-
-    cdef int parse_failed(self, Statement statement) except -1:
-        for name, each in self.names.items():
-            if each is statement:
-                del self.names[name]
-                break
-        return 0
 
     # Requests.
 
@@ -238,7 +206,6 @@ cdef class ClientCore(Borrower):
 
         Returns the bytes used: 0 when more must come or the client has to wait.
         """
-        cdef Py_ssize_t needed = size
         if kind == b"X":
             self.end(False)
             return min(size, have)
@@ -253,39 +220,15 @@ cdef class ClientCore(Borrower):
             return self.on_query(p, size, have)
         if kind == b"F":
             return self.on_function(p, size, have)
-        if kind not in b"PBDECSH":
-            raise ProtocolViolation(f"unexpected message {bytes([kind])!r}")
-        if kind == b"B":
-            needed = min(size, <Py_ssize_t> NAMES_SEEN)
-        elif size > MAX_SEEN and kind == b"P":
-            needed = NAMES_SEEN
-        elif size > MAX_SEEN:
-            raise ProtocolViolation("message is too long")
-        if have < needed:
-            return 0
-        have = min(have, size)
-        if kind == b"S":
-            return self.on_sync(p, size)
-        if kind == b"H":
-            return self.forward(p, size, have) if self.server is not None else size
-        if not self.is_batch_open:
-            self.begin_batch(kind, p, have)
-            if self.phase != CLIENT_READY:
-                return 0
-            if self.is_dropping:
-                return self.drop(size, have)
-        if not self.borrow():
-            return 0
-        self.is_batch_open = True
-        if kind == b"P":
-            return self.on_parse(p, size, have)
-        if kind == b"B":
-            return self.on_bind(p, size, have)
-        if kind == b"E":
-            return self.on_execute(p, size)
-        if kind == b"D":
-            return self.on_describe(p, size)
-        return self.on_close(p, size)
+        return self.extended(kind, p, size, have)
+
+    cdef int prepare_names(self) except -1:
+        return 0
+
+    cdef Py_ssize_t extended(
+        self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1:
+        raise ProtocolViolation("the extended protocol is not spoken here")
 
     cdef Py_ssize_t forward(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
@@ -496,300 +439,6 @@ cdef class ClientCore(Borrower):
         reply.complexity = 100
         reply.fingerprint = FUNCTION_CALL
         return self.forward(p, size, have)
-
-    # The extended protocol.
-
-    cdef int begin_batch(self, char kind, const char* p, Py_ssize_t n) except -1:
-        """Pay for a batch's first query while it holds no server.
-
-        So a client that has to wait blocks nobody, and one that is refused
-        costs the server nothing.
-        """
-        cdef int verdict
-        if (
-            self.prepaid
-            or self.bucket.mode == MODE_OFF
-            or self.server is not None and not self.server.is_settled()
-            or not self.batch_executes(p, n)
-        ):
-            return 0
-        verdict = self.pay(1)
-        if verdict == PAID:
-            self.prepaid = 1
-        elif verdict == REFUSED:
-            self.refuse(kind, self.host.refusal(self, 1, False))
-        return 0
-
-    cdef bint batch_executes(self, const char* p, Py_ssize_t n) except -1:
-        """Whether the batch's first Execute can be seen and costs a token."""
-        cdef Py_ssize_t i = 0
-        cdef Py_ssize_t size
-        while n - i >= HEADER:
-            size = frame_size(p + i, MAX_MESSAGE)
-            if size < 0 or p[i] == b"S" or p[i] == b"Q":
-                return False
-            if p[i] == b"E":
-                return True
-            if p[i] == b"P" or p[i] == b"B":
-                # What may turn out to be a COMMIT is looked at when it runs.
-                if (
-                    self.bucket.level < 1
-                    and size <= n - i
-                    and memchr(p + i + HEADER, 0, size - HEADER) != NULL
-                    and self.may_be_free(p + i, size)
-                ):
-                    return False
-            i += size
-        return False
-
-    cdef bint may_be_free(self, const char* p, Py_ssize_t size) except -1:
-        cdef const char* end = p + size
-        cdef const char* name = p + HEADER
-        cdef const char* stop = <const char*> memchr(name, 0, end - name)
-        cdef Statement statement
-        if p[0] == b"P":
-            return describe(stop[1:end - stop]).is_free
-        name = stop + 1
-        stop = <const char*> memchr(name, 0, end - name)
-        if stop == NULL:
-            return False
-        statement = self.names.get(name[:stop - name]) if stop > name else self.unnamed
-        return statement is not None and statement.is_free
-
-    cdef Statement use_statement(self, char kind, const char* name, Py_ssize_t size):
-        """Make sure that the server has the statement of this name.
-
-        Returns None when the client has none: it was then answered so.
-        """
-        cdef ServerCore server = self.server
-        cdef Statement statement
-        cdef Reply* reply
-        if size == 0:
-            statement = self.unnamed
-            if statement is not None:
-                if server.unnamed_serial == self.unnamed_serial:
-                    return statement
-                if statement.body is not None:
-                    server.unnamed_serial = self.unnamed_serial
-                    reply = server.replies.push(ASKED_PARSE, REPLY_SKIP)
-                    reply.closes_unnamed = 1
-                    self.emit_renamed(
-                        b"P", NULL, 0, None, PyBytes_AS_STRING(statement.body),
-                        len(statement.body), 0,
-                    )
-                    return statement
-        else:
-            statement = self.names.get(name[:size])
-            if statement is not None:
-                self.pool.statements.tick += 1
-                statement.last_used = self.pool.statements.tick
-                if statement not in server.prepared:
-                    server.prepare(statement, REPLY_SKIP)
-                return statement
-        self.refuse(kind, self.host.statement_unknown(name[:size]))
-        return None
-
-    cdef int emit_renamed(
-        self, char kind, const char* before, Py_ssize_t before_size,
-        Statement statement, const char* after, Py_ssize_t after_size, Py_ssize_t unseen
-    ) except -1:
-        """Send a message with the server's name for a statement in it.
-
-        `unseen` counts the bytes of it that are still to come.
-        """
-        cdef Py_ssize_t name_size = 1
-        cdef char* p
-        if statement is not None:
-            name_size += len(statement.server_name)
-        p = self.reactor.gather.reserve(HEADER + before_size + name_size + after_size)
-        p[0] = kind
-        put32(p + 1, <uint32_t> (4 + before_size + name_size + after_size + unseen))
-        p += HEADER
-        memcpy(p, before, before_size)
-        p += before_size
-        if statement is None:
-            p[0] = 0
-        else:
-            memcpy(p, PyBytes_AS_STRING(statement.server_name), name_size)
-        memcpy(p + name_size, after, after_size)
-        return 0
-
-    cdef Py_ssize_t on_parse(
-        self, const char* p, Py_ssize_t size, Py_ssize_t have
-    ) except -1:
-        cdef const char* name = p + HEADER
-        cdef const char* body = <const char*> memchr(name, 0, have - HEADER)
-        cdef Py_ssize_t body_size
-        cdef Statement statement
-        cdef Reply* reply
-        if body == NULL:
-            raise ProtocolViolation("statement name is not terminated")
-        body += 1
-        body_size = p + have - body
-        if body - name > 1 and self.shares_names:
-            key = name[:body - name - 1]
-            if key in self.names:
-                self.refuse(b"P", self.host.statement_exists(key))
-                return self.drop(size, have)
-            if (
-                size > have
-                or len(self.names) >= MAX_NAMES
-                or self.pool.statements.bytes_kept
-                > MAX_SHARED * self.pool.statements.max_bytes
-            ):
-                self.refuse(b"P", self.host.error(QueryTooLarge(
-                    hint="close prepared statements that are no longer used"
-                )))
-                return self.drop(size, have)
-            statement = self.pool.statements.find(body, body_size)
-            self.names[key] = statement
-            self.pool.statements.tick += 1
-            statement.last_used = self.pool.statements.tick
-            if statement in self.server.prepared:
-                self.server.replies.push(ASKED_PARSE, REPLY_FAKE)
-            else:
-                self.server.prepare(statement, REPLY_FORWARD)
-            return size
-        reply = self.ask(ASKED_PARSE, size)
-        if body - name == 1:
-            statement = self.unnamed
-            if (
-                statement is None
-                or statement.body is None
-                or len(statement.body) != body_size
-                or memcmp(PyBytes_AS_STRING(statement.body), body, body_size) != 0
-            ):
-                statement = describe(PyBytes_FromStringAndSize(body, body_size))
-                if size > have:
-                    statement.body = None
-                self.unnamed = statement
-            reply.closes_unnamed = 1
-            self.pool.statements.tick += 1
-            self.unnamed_serial = self.pool.statements.tick
-            self.server.unnamed_serial = self.unnamed_serial
-        elif len(self.names) < MAX_NAMES:
-            self.names[name[:body - name - 1]] = describe(
-                PyBytes_FromStringAndSize(body, body_size)
-            )
-        return self.forward(p, size, have)
-
-    cdef Py_ssize_t on_bind(
-        self, const char* p, Py_ssize_t size, Py_ssize_t have
-    ) except -1:
-        cdef const char* end = p + have
-        cdef const char* portal = p + HEADER
-        cdef const char* name = <const char*> memchr(portal, 0, have - HEADER)
-        cdef const char* rest
-        cdef Statement statement
-        if name != NULL:
-            name += 1
-            rest = <const char*> memchr(name, 0, end - name)
-        if name == NULL or rest == NULL:
-            raise ProtocolViolation("portal or statement name is not terminated")
-        if self.shares_names:
-            statement = self.use_statement(b"B", name, rest - name)
-            if statement is None:
-                return self.drop(size, have)
-        elif rest == name:
-            statement = self.unnamed
-        else:
-            statement = self.names.get(name[:rest - name])
-        if name - portal == 1:
-            self.portal = statement
-        elif len(self.portals) < MAX_PORTALS:
-            self.portals[portal[:name - portal - 1]] = statement
-        self.ask(ASKED_BIND, size)
-        if not self.shares_names or rest == name:
-            return self.forward(p, size, have)
-        self.emit_renamed(
-            b"B", portal, name - portal, statement, rest + 1, end - rest - 1,
-            size - have,
-        )
-        self.body_left = size - have
-        self.body_dropped = False
-        return have
-
-    cdef Py_ssize_t on_execute(self, const char* p, Py_ssize_t size) except -1:
-        cdef Statement statement = self.portal
-        cdef Reply* reply
-        cdef int verdict = PAID
-        cdef bint is_free
-        if size < HEADER + 5:
-            raise ProtocolViolation("Execute is too short")
-        if p[HEADER] != 0:
-            statement = self.portals.get(p[HEADER:size - 5]) if self.portals else None
-        is_free = statement is not None and statement.is_free
-        if self.prepaid:
-            if is_free:
-                self.bucket.refund(self.prepaid)
-            self.prepaid = 0
-        elif not is_free:
-            verdict = self.pay(1)
-        if verdict == HELD:
-            return 0
-        if verdict == REFUSED:
-            self.refuse(b"E", self.host.refusal(self, 1, False))
-            return size
-        reply = self.ask(ASKED_EXECUTE, size)
-        reply.queries = 1
-        if statement is not None:
-            reply.fingerprint = statement.fingerprint
-            reply.complexity = statement.complexity
-            self.server.flags |= statement.flags
-        else:
-            reply.complexity = 100
-        self.reactor.gather.emit(p, size)
-        return size
-
-    cdef Py_ssize_t on_describe(self, const char* p, Py_ssize_t size) except -1:
-        cdef Statement statement
-        if size < HEADER + 2 or p[size - 1] != 0:
-            raise ProtocolViolation("Describe is malformed")
-        if self.shares_names and p[HEADER] == b"S":
-            statement = self.use_statement(b"D", p + HEADER + 1, size - HEADER - 2)
-            if statement is None:
-                return size
-            if size > HEADER + 2:
-                self.ask(ASKED_DESCRIBE, size)
-                self.emit_renamed(b"D", p + HEADER, 1, statement, NULL, 0, 0)
-                return size
-        self.ask(ASKED_DESCRIBE, size)
-        self.reactor.gather.emit(p, size)
-        return size
-
-    cdef Py_ssize_t on_close(self, const char* p, Py_ssize_t size) except -1:
-        if size < HEADER + 2 or p[size - 1] != 0:
-            raise ProtocolViolation("Close is malformed")
-        name = p[HEADER + 1:size - 1]
-        if p[HEADER] == b"P":
-            self.portals.pop(name, None)
-        elif not name:
-            self.unnamed = None
-        else:
-            self.names.pop(name, None)
-            if self.shares_names:
-                # Others may use the statement: it stays on the server.
-                self.server.replies.push(ASKED_CLOSE, REPLY_FAKE)
-                return size
-        self.ask(ASKED_CLOSE, size)
-        self.reactor.gather.emit(p, size)
-        return size
-
-    cdef Py_ssize_t on_sync(self, const char* p, Py_ssize_t size) except -1:
-        self.is_dropping = False
-        if self.prepaid:
-            self.bucket.refund(self.prepaid)
-            self.prepaid = 0
-        if self.answers_sync:
-            self.answers_sync = False
-            self.write(b"Z\0\0\0\x05I", 6)
-            return size
-        if not self.borrow():
-            return 0
-        self.is_batch_open = False
-        self.ask(ASKED_SYNC, size)
-        self.reactor.gather.emit(p, size)
-        return size
 
     # Endings.
 

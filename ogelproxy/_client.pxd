@@ -5,8 +5,12 @@ from ogelproxy._fingerprint cimport Scan
 from ogelproxy._pool cimport PoolCore, Settings
 from ogelproxy._replies cimport Reply
 from ogelproxy._server cimport Borrower
-from ogelproxy._statements cimport Statement
 
+
+cdef enum:  # what pay() answers
+    PAID
+    HELD      # the client waits; the message is handled again afterwards
+    REFUSED
 
 cdef enum:  # ClientCore.phase
     CLIENT_LOGIN    # a coroutine owns it
@@ -24,7 +28,6 @@ cdef class ClientCore(Borrower):
     cdef readonly TokenBucket bucket
     cdef Settings settings            # what its sessions are to be set to
     cdef readonly int phase
-    cdef bint shares_names            # statement names are the pool's, not its own
     cdef bint is_batch_open           # messages went out since the last Sync
     cdef bint is_dropping             # a refused batch: dropped up to its Sync
     cdef bint answers_sync            # that Sync is answered here
@@ -40,9 +43,6 @@ cdef class ClientCore(Borrower):
     cdef double queued                # seconds waited for a server for the next query
     cdef double throttled             # seconds waited for a token for it
     cdef readonly double active_at    # when it last sent anything
-    cdef dict names                   # its statement names: Statement
-    cdef dict portals                 # named portals: Statement, this transaction's
-    cdef Statement portal             # of the unnamed portal
     cdef object timer                 # of the present wait
 
     cdef Py_ssize_t process(self, const char* p, Py_ssize_t n) except -1
@@ -51,6 +51,10 @@ cdef class ClientCore(Borrower):
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1
     cdef int stream(self, const char* p, Py_ssize_t size) except -1
+    cdef Py_ssize_t extended(
+        self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1
+    cdef int prepare_names(self) except -1
     cdef Py_ssize_t forward(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1
@@ -67,22 +71,6 @@ cdef class ClientCore(Borrower):
     cdef Py_ssize_t on_function(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1
-    cdef Py_ssize_t on_parse(
-        self, const char* p, Py_ssize_t size, Py_ssize_t have
-    ) except -1
-    cdef Py_ssize_t on_bind(
-        self, const char* p, Py_ssize_t size, Py_ssize_t have
-    ) except -1
-    cdef Py_ssize_t on_execute(self, const char* p, Py_ssize_t size) except -1
-    cdef Py_ssize_t on_describe(self, const char* p, Py_ssize_t size) except -1
-    cdef Py_ssize_t on_close(self, const char* p, Py_ssize_t size) except -1
-    cdef Py_ssize_t on_sync(self, const char* p, Py_ssize_t size) except -1
-    cdef int begin_batch(self, char kind, const char* p, Py_ssize_t n) except -1
-    cdef bint batch_executes(self, const char* p, Py_ssize_t n) except -1
-    cdef Statement use_statement(self, char kind, const char* name, Py_ssize_t size)
-    cdef int emit_renamed(
-        self, char kind, const char* before, Py_ssize_t before_size,
-        Statement statement, const char* after, Py_ssize_t after_size, Py_ssize_t unseen
-    ) except -1
     cdef int detach(self) except -1
     cdef int end(self, bint lingers) except -1
+    cdef int gone(self) except -1
