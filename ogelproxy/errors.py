@@ -6,13 +6,15 @@ put on the wire is `protocol.messages.error_response`; who raises it is not
 known here.
 
     OgelError
-    ├── CredentialRejected   TokenRequiresTLS   LoginTimeout   TenantSuspended
+    ├── CredentialRejected   TokenRequiresTLS   TLSRequired   LoginThrottled
+    ├── LoginTimeout         TenantSuspended
     ├── DatabaseUnknown      TooManyConnections  ServerBusy
     ├── RateLimited          QueryTooLarge
     ├── PoolTimeout          TargetUnreachable   ServerLost
     ├── IdleTimeout          QueryTimeout        Draining
     ├── ProtocolViolation    NotSupported
-    └── ControlUnavailable   ConfigInvalid       EmbeddedFailed      InternalError
+    ├── ControlUnavailable   OperationRefused    SecretUnreadable
+    └── ConfigInvalid        EmbeddedFailed      SpoolUnusable       InternalError
 """
 
 from __future__ import annotations
@@ -64,6 +66,15 @@ class TokenRequiresTLS(OgelError):
     sqlstate = "28000"
     kind = "auth"
     client_text = "token login needs TLS: connect with sslmode=require"
+
+
+class TLSRequired(OgelError):
+    """The proxy is set to take clients with TLS only."""
+
+    code = "tls_required"
+    sqlstate = "28000"
+    kind = "auth"
+    client_text = "connections need TLS: connect with sslmode=require"
 
 
 class LoginThrottled(OgelError):
@@ -243,6 +254,28 @@ class ControlUnavailable(OgelError):
     client_text = "the proxy can't look up your organisation now, try again"
 
 
+class OperationRefused(OgelError):
+    """What an operator asked for is unknown, exists already or is not allowed."""
+
+    code = "operation_refused"
+    sqlstate = "22023"
+    kind = "control"
+    is_fatal = False
+
+    def __init__(self, text: str) -> None:
+        self.client_text = text
+        super().__init__()
+
+
+class SecretUnreadable(OgelError):
+    """None of the configured keys decrypts a stored connection string."""
+
+    code = "secret_unreadable"
+    sqlstate = "58000"
+    kind = "control"
+    client_text = "a stored connection string can't be decrypted"
+
+
 class ConfigInvalid(OgelError):
     """A setting is unknown, malformed or out of range."""
 
@@ -259,6 +292,15 @@ class EmbeddedFailed(OgelError):
     sqlstate = "58000"
     kind = "internal"
     client_text = "the embedded stack failed"
+
+
+class SpoolUnusable(OgelError):
+    """The usage spool's directory, or a file in it, can't be used as it is."""
+
+    code = "spool_unusable"
+    sqlstate = "58030"
+    kind = "internal"
+    client_text = "usage can't be recorded"
 
 
 class InternalError(OgelError):

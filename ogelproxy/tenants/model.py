@@ -2,12 +2,15 @@
 
 Frozen, and free of I/O: `store` makes them from rows, `directory` keeps them,
 the layers only read them. A change in the control plane makes new values with
-a higher `version`; nothing here is ever changed in place.
+a higher `version`; nothing here is ever changed in place. The last four are
+what operators list.
 """
 
 from __future__ import annotations
 
+import datetime
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -17,6 +20,9 @@ from ogelproxy.config import Secret
 #: Seconds of its rate that a tier's bucket may save up (spec: 1 s, or 5 s).
 BURST_SECONDS = 5.0
 STEADY_SECONDS = 1.0
+
+#: The handle of an organisation; `fullmatch` it.
+HANDLE = re.compile(r"org_[a-z0-9_]{1,56}")
 
 
 class DatabaseType(enum.StrEnum):
@@ -127,3 +133,60 @@ class Credential:
     expires_at: float | None = None  # Unix time at which a token ends
     database: str = ""
     roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """An organisation as operators list it."""
+
+    id: UUID
+    handle: str
+    name: str
+    tier: str
+    is_suspended: bool
+    limiter_mode: LimiterMode
+    max_wait: float  # seconds
+    connections_override: int | None
+    key_count: int  # live ones
+    database_count: int  # active ones
+    tier_changed_at: datetime.datetime | None
+    created_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key as operators list it; `prefix` is all that is shown of it."""
+
+    id: UUID
+    name: str
+    prefix: str
+    created_at: datetime.datetime
+    last_used_at: datetime.datetime | None
+    revoked_at: datetime.datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database as operators list it, without where it is."""
+
+    id: UUID
+    name: str
+    type: DatabaseType
+    pool_mode: PoolMode
+    is_active: bool
+    created_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class UsageDay:
+    """What one organisation used of one database type on one day (UTC)."""
+
+    handle: str  # the organisation's id once it is deleted
+    day: datetime.date
+    database_type: DatabaseType
+    query_count: int
+    rows: int
+    bytes: int
+    vcpu_hours: float
+    memory_gb_hours: float
+    storage_gb: float  # the day's maximum
