@@ -1,0 +1,115 @@
+"""Admin: the operators' small HTTP server. Health, readiness, metrics, status.
+
+It sees the metrics and two callables, never the parts behind them. Nothing here
+asks who is there: the address it listens on is whom it trusts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from ogelproxy import config
+from ogelproxy.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+#: No request here has a body, and none needs long headers.
+MAX_BODY_BYTES = 4096
+MAX_LINE_BYTES = 2048
+MAX_HEADERS = 64
+#: Seconds that requests get to finish in when the server stops.
+SHUTDOWN_TIMEOUT = 1.0
+
+
+class Admin:
+    """Answer `/health`, `/ready`, `/metrics` and `/status`.
+
+    `status` says what `/status` shows; the list `reasons` in it, if there is
+    one, is also what `/ready` gives while `is_ready` is false.
+    """
+
+    def __init__(
+        self,
+        config: config.Admin,
+        *,
+        metrics: Metrics,
+        status: Callable[[], Mapping[str, Any]],
+        is_ready: Callable[[], bool],
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._status = status
+        self._is_ready = is_ready
+        self._runner: web.AppRunner | None = None  # there from start to stop
+
+    @property
+    def port(self) -> int | None:
+        """The port that it listens on; None while it doesn't."""
+        addresses = self._runner.addresses if self._runner else ()
+        return addresses[0][1] if addresses else None
+
+    async def start(self) -> None:
+        """Listen, if a port is set. Raises OSError when the port is taken."""
+        if self._config.port is None:
+            return
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/ready", self._ready)
+        app.router.add_get("/metrics", self._show_metrics)
+        app.router.add_get("/status", self._show_status)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=SHUTDOWN_TIMEOUT,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+        )
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._config.host, self._config.port).start()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        log.info("admin listens on %s port %d", self._config.host, self.port)
+
+    async def stop(self) -> None:
+        """Stop listening; requests under way get a second."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _health(self, request: web.Request) -> web.Response:
+        # That the loop ran this is the answer.
+        return _json({"status": "ok"})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        if self._is_ready():
+            return _json({"ready": True, "reasons": []})
+        reasons = list(self._status().get("reasons", ()))
+        return _json({"ready": False, "reasons": reasons}, status=503)
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._metrics.render(),
+            headers={"Content-Type": self._metrics.content_type},
+        )
+
+    async def _show_status(self, request: web.Request) -> web.Response:
+        return _json(self._status())
+
+
+def _json(content: Mapping[str, Any], *, status: int = 200) -> web.Response:
+    return web.Response(
+        # A mapping of any kind, of which orjson knows only dict.
+        body=orjson.dumps(dict(content)),
+        status=status,
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
