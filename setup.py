@@ -16,6 +16,7 @@ EXTENSIONS = (
     "_pool",
     "_reactor",
     "_replies",
+    "_server",
     "_statements",
     "_usage",
     "_wire",

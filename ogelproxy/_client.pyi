@@ -1,0 +1,52 @@
+from typing import Any
+
+from ogelproxy._bucket import TokenBucket
+from ogelproxy._pool import PoolCore, Settings
+from ogelproxy._server import Borrower, Latency
+from ogelproxy._usage import Attribution, UsageTable
+
+class ClientCore(Borrower):
+    """One client's requests on their way to a server."""
+
+    host: Any
+    session: Any
+    pool: Any
+    bucket: TokenBucket
+    phase: int
+    wait: float
+    waiting_since: float
+    active_at: float
+    def start(
+        self,
+        host: Any,
+        pool: PoolCore,
+        settings: Settings,
+        bucket: TokenBucket,
+        who: Attribution,
+        usage: UsageTable,
+        latency: Latency,
+    ) -> None:
+        """Leave the login: from here on compiled callbacks carry the client."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of it would be lost by ending it now."""
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether it holds a server inside a transaction."""
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for a server or a token."""
+    @property
+    def is_lingering(self) -> bool:
+        """Whether it was told why it ends and has still to close."""
+    @property
+    def is_logging_in(self) -> bool:
+        """Whether a coroutine owns it."""
+    def retry(self) -> None:
+        """End the wait for a token: try the query again."""
+    def give_up(self, error: bytes) -> None:
+        """Answer the query that waits for a server with an ErrorResponse."""
+    def fail(self, message: bytes) -> None:
+        """Send an ErrorResponse, then end the connection."""
+    def abort(self) -> None:
+        """Close at once."""

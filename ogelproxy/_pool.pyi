@@ -1,0 +1,47 @@
+import asyncio
+from collections import deque
+from typing import Any
+
+from ogelproxy._reactor import Connection
+from ogelproxy._statements import StatementCache
+
+class Settings:
+    """Session settings; one object for equal ones within a pool."""
+
+    items: tuple[tuple[str, str], ...]
+    statuses: bytes | None
+    def __init__(self, items: tuple[tuple[str, str], ...]) -> None: ...
+
+class PoolCore:
+    """Idle servers, last in first out, and waiting clients, first in first out."""
+
+    mode: int
+    statements: StatementCache
+    baseline: Settings
+    provers: deque[asyncio.Future[Any]]
+    size: int
+    max_prepared: int
+    epoch: int
+    def __init__(
+        self, mode: int, max_statement_bytes: int, max_prepared: int
+    ) -> None: ...
+    @property
+    def idle_servers(self) -> list[Any]:
+        """The servers that nobody uses."""
+    @property
+    def idle_count(self) -> int:
+        """How many servers nobody uses."""
+    @property
+    def waiting_clients(self) -> list[Any]:
+        """The clients that wait for a server, the first first."""
+    @property
+    def waiting_count(self) -> int:
+        """How many clients wait for a server."""
+    def withdraw(self, server: Connection) -> bool:
+        """Take one particular server out of the idle ones; tell if it was there."""
+    def take_idle(self) -> Any:
+        """Take an idle server for a use of the proxy's own, or None."""
+    async def next_idle(self) -> Any:
+        """Wait for a server for a use of the proxy's own, before all clients."""
+    def wanted(self) -> None:
+        """A client waits and no server is idle: open one where that is allowed."""

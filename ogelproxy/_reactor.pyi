@@ -1,0 +1,76 @@
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+class Reactor:
+    """Watches the descriptors of one engine through one epoll in `loop`.
+
+    `on_crash(connection, error)` is called when a connection's compiled code
+    raised; the connection is still open then.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    now: float
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_crash: Callable[[Any, Exception], None],
+    ) -> None: ...
+    @property
+    def connections(self) -> list[Connection]:
+        """The open connections."""
+    def turn(self) -> None:
+        """Handle every connection that is ready."""
+    def stop(self) -> None:
+        """Stop watching; connections must be closed before."""
+
+class Connection:
+    """Owns a non-blocking descriptor and the bytes on their way through it."""
+
+    reactor: Reactor
+    fd: int
+    is_broken: bool
+    bytes_received: int
+    bytes_sent: int
+    tls: ssl.SSLObject | None
+    def __init__(self, reactor: Reactor, fd: int) -> None: ...
+    @property
+    def is_closed(self) -> bool:
+        """Whether the descriptor is closed."""
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel did not take yet."""
+    def more(self) -> asyncio.Future[None]:
+        """Return a future that is done once there is more to take.
+
+        It raises ConnectionResetError when the peer is gone.
+        """
+    def peek(self) -> bytes:
+        """Return the bytes that were read and not taken."""
+    def take(self, size: int) -> bytes | None:
+        """Take exactly `size` bytes, or None while there are fewer."""
+    def take_message(self, limit: int) -> tuple[bytes, bytes] | None:
+        """Take one message as (type, body), or None while it isn't whole.
+
+        Raises ProtocolViolation when its length is below 4 or above `limit`.
+        """
+    def send(self, data: bytes) -> None:
+        """Send `data`, keeping what the kernel doesn't take."""
+    def drained(self) -> asyncio.Future[None]:
+        """Return a future that is done once all is sent, or the peer is gone."""
+    def end_output(self) -> None:
+        """Tell the peer that nothing more will come."""
+    def close(self) -> None:
+        """Close the descriptor; unsent bytes are lost."""
+    async def start_tls(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_hostname: str | None = None,
+    ) -> None:
+        """Put TLS between this connection and its peer.
+
+        Raises ssl.SSLError, or ConnectionResetError when the peer is gone.
+        """

@@ -1,0 +1,4 @@
+class Replies:
+    """The queue of replies that one server connection owes."""
+
+    def __len__(self) -> int: ...

@@ -1,0 +1,16 @@
+class Statement:
+    """A prepared statement shared by the clients of one pool."""
+
+    server_name: bytes
+    body: bytes
+    fingerprint: int
+    complexity: int
+    flags: int
+    is_free: bool
+
+class StatementCache:
+    """The statements of one pool by their text, bounded in bytes."""
+
+    bytes_kept: int
+    def __init__(self, max_bytes: int) -> None: ...
+    def __len__(self) -> int: ...
