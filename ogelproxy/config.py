@@ -190,6 +190,9 @@ class Usage(Section):
     max_spool_bytes: int = Field(
         1_073_741_824, ge=16_777_216, description="Disk space that batches may take."
     )
+    history_days: int = Field(
+        30, ge=1, le=3650, description="Days that the usage history is kept."
+    )
 
 
 class Admin(Section):
