@@ -23,9 +23,15 @@ lint: $(VENV)/.test
 # Rebuild the extensions where they lie, for work on them.
 build: $(VENV)/.test
 
+# Asked first: a build that fails says the same, far down in pip's output.
 $(BIN)/python:
+	@command -v $(CC) >/dev/null || \
+	  { echo "a C compiler is missing: apt-get install gcc, or name one with make CC=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "ogelproxy needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; \
+	  sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+	  { echo "Python's headers are missing: apt-get install python3-dev" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
 

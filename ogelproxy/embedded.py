@@ -289,7 +289,12 @@ class EmbeddedPostgres:
                 cwd="/",
                 env=_environment(),
             )
-            output, _ = await process.communicate()
+            try:
+                output, _ = await process.communicate()
+            finally:
+                if process.returncode is None:  # we were cancelled
+                    process.kill()
+                    await process.wait()
         finally:
             password_file.unlink()
         if process.returncode != 0:
