@@ -1,0 +1,241 @@
+"""The command line: arguments, logging, signals, the event loop.
+
+The only file that touches the process. `serve` runs an Engine from settings,
+`dev` one on an embedded stack, `config` prints the settings; the operators'
+commands come from `operate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import click
+import uvloop
+from rich.console import Console
+
+from ogelproxy import operate, settings
+from ogelproxy.config import Config, Log
+from ogelproxy.dev import DevOptions, DevStack
+from ogelproxy.engine import Engine
+from ogelproxy.errors import EmbeddedFailed, OgelError
+from ogelproxy.logs import configure
+
+logger = logging.getLogger("ogelproxy.cli")
+
+
+class Commands(click.Group):
+    """A group whose commands end with a sentence instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OgelError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ogelproxy")
+def main() -> None:
+    """Run and operate ogelproxy, a multi-tenant Postgres proxy."""
+
+
+for group in (operate.org, operate.key, operate.db, operate.tier, operate.usage):
+    main.add_command(group)
+
+
+@main.command()
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file with settings; the environment goes before it.",
+)
+def serve(path: Path | None) -> None:
+    """Run the proxy in production.
+
+    SIGTERM and SIGINT finish open transactions and end; a second one ends at
+    once. SIGHUP reads settings and certificates again.
+    """
+    config = Config.load(path, os.environ)
+    configure(config.log)
+    raise_file_limit()
+    uvloop.run(_serve(config, path))
+
+
+async def _serve(config: Config, path: Path | None) -> None:
+    with until_asked_to_stop():
+        async with Engine(config) as engine:
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGHUP, reload, engine, path
+            )
+            logger.info("ready", extra=_addresses(engine))
+            try:
+                await asyncio.Event().wait()
+            finally:
+                logger.info("draining", extra={"timeout": config.drain_timeout})
+                await engine.drain()
+    logger.info("stopped")
+
+
+def reload(engine: Engine, path: Path | None) -> None:
+    """Apply the settings as they are now; where they are wrong the old ones stay."""
+    try:
+        engine.reload(Config.load(path, os.environ))
+    except (OgelError, OSError) as error:
+        logger.error("not reloaded: %s", error)
+    else:
+        logger.info("reloaded")
+
+
+def _addresses(engine: Engine) -> dict[str, str]:
+    return {
+        name: f"{address[0]}:{address[1]}"
+        for name, address in engine.addresses.items()
+        if address is not None
+    }
+
+
+@main.command()
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=5432,
+    show_default=True,
+    help="Where clients connect; 0 picks a free port.",
+)
+@click.option(
+    "--admin-port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Health and metrics over HTTP; 0 picks a free port.",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(".state"),
+    show_default=True,
+    help="Directory of everything that is kept.",
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--tls", "has_tls", is_flag=True, help="Offer a self-signed certificate.")
+def dev(port: int, admin_port: int, state: Path, workers: int, has_tls: bool) -> None:
+    """Run the proxy with a Postgres and demo organisations of its own."""
+    if workers != 1:
+        raise EmbeddedFailed(f"--workers {workers}: only one worker is supported")
+    configure(Log(level="warning"))
+    raise_file_limit()
+    uvloop.run(_dev(DevOptions(state, port, admin_port, has_tls)))
+
+
+async def _dev(options: DevOptions) -> None:
+    console = Console(highlight=False)
+    with until_asked_to_stop():
+        progress = Progress(console)
+        with progress:
+            stack = DevStack(options, progress.step)
+            await stack.start()
+        try:
+            show(console, stack)
+            await stack.wait_broken()
+        finally:
+            console.print("Stopping")
+            await stack.stop()
+
+
+class Progress:
+    """The steps of a start: a spinner on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status = console.status("")
+        self._step = ""  # the one that runs
+        self._since = 0.0  # when it began, monotonic seconds
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
+        self._status.stop()
+
+    def step(self, text: str) -> None:
+        """Finish the step before and begin this one."""
+        self._finish()
+        self._step, self._since = text, time.monotonic()
+        self._status.update(text)
+
+    def _finish(self) -> None:
+        if self._step:
+            seconds = time.monotonic() - self._since
+            self._console.print(f"{self._step}: {seconds:.2f} s")
+
+
+def show(console: Console, stack: DevStack) -> None:
+    """Print what a person pastes next."""
+    console.print()
+    for each in stack.databases:
+        # Whole lines: a URL that was wrapped or cut can't be pasted.
+        line = f"{each.tier:<11} {each.pool_mode:<12} {each.url}"
+        console.print(line, soft_wrap=True, markup=False)
+    console.print()
+    if stack.admin_url is not None:
+        console.print(f"Health and metrics: {stack.admin_url}/health and /metrics")
+    console.print("Ready. Ctrl-C stops it.")
+
+
+@main.command("config")
+@click.option("--markdown", is_flag=True, help="The reference page instead.")
+def config_command(markdown: bool) -> None:
+    """Print every setting as a commented sample file."""
+    click.echo(settings.manual() if markdown else settings.sample(), nl=False)
+
+
+@contextmanager
+def until_asked_to_stop() -> Iterator[None]:
+    """Leave the block at the first SIGTERM or SIGINT.
+
+    The block is cancelled, so it can drain on its way out; a second signal,
+    whenever it comes, ends the process at once.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    is_asked = False
+
+    def ask(number: int) -> None:
+        nonlocal is_asked
+        if is_asked:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        is_asked = True
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ask, number)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_asked:
+            raise
+        task.uncancel()
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files, thus connections, as the system lets us."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS names a hard limit that it does not grant.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
