@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import orjson
@@ -164,7 +163,7 @@ class Operations(ABC):
         ]
 
     async def create_organization(
-        self, handle: str, *, name: str, tier: str = "free", actor: str
+        self, handle: str, name: str, tier: str = "free", *, actor: str
     ) -> None:
         """Create an active organisation without keys and databases."""
         if not HANDLE.fullmatch(handle):
@@ -302,12 +301,7 @@ class Operations(ABC):
         A dropped one of the same name is replaced, under a new id, so that nothing
         kept for the old target is used for the new one.
         """
-        schemes = DSN_SCHEMES[type]
-        if urlsplit(dsn.get_secret_value()).scheme not in schemes:
-            raise OperationRefused(
-                f"the connection string of a {type} database starts with "
-                + " or ".join(f"{scheme}://" for scheme in schemes)
-            )
+        _check_dsn(type, dsn)
         async with self._transaction() as session:
             org = await _lock(session, handle)
             count = await session.fetchval(
@@ -337,6 +331,25 @@ class Operations(ABC):
                 session, actor, "database.create", org["id"], name=name, type=type
             )
         return _database(row)
+
+    async def set_dsn(self, handle: str, name: str, dsn: Secret, *, actor: str) -> None:
+        """Give a database another connection string, after a new password say."""
+        async with self._transaction() as session:
+            org = await _lock(session, handle)
+            type = await session.fetchval(
+                "SELECT database_type FROM platform.database_credentials "
+                "WHERE org_id = $1 AND name = $2 AND is_active",
+                *(org["id"], name),
+            )
+            if type is None:
+                raise OperationRefused(f"{handle} has no active database {name}")
+            _check_dsn(DatabaseType(type), dsn)
+            await session.execute(
+                "UPDATE platform.database_credentials SET connection_string = $3 "
+                "WHERE org_id = $1 AND name = $2",
+                *(org["id"], name, self._vault.encrypt(dsn)),
+            )
+            await _record(session, actor, "database.set_dsn", org["id"], name=name)
 
     async def drop_database(self, handle: str, name: str, *, actor: str) -> None:
         """Stop routing to a database; its data stays where it is."""
@@ -476,6 +489,15 @@ async def _record(
         "VALUES ($1, $2, $3, $4)",
         *(actor, action, org_id, orjson.dumps(details).decode()),
     )
+
+
+def _check_dsn(type: DatabaseType, dsn: Secret) -> None:
+    schemes = DSN_SCHEMES[type]
+    if dsn.get_secret_value().partition("://")[0] not in schemes:
+        raise OperationRefused(
+            f"the connection string of a {type} database starts with "
+            + " or ".join(f"{scheme}://" for scheme in schemes)
+        )
 
 
 def _unknown(handle: str) -> OperationRefused:
