@@ -95,7 +95,7 @@ def running(state: Path, *arguments: str) -> Iterator[Stack]:
 
 
 def ask(url: str, question: str) -> object:
-    with psycopg.connect(url, autocommit=True) as connection:
+    with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
         row = connection.execute(question.encode()).fetchone()
     assert row is not None
     return row[0]
