@@ -135,7 +135,7 @@ def read_batch(path: Path) -> Batch:
             row = _row(data, slot, payers)
             if row is None:
                 unreadable += 1
-            elif row.queries or row.refused:
+            elif row.first_at:  # something was counted in it
                 rows.append(row)
         slot += 1
     return Batch(UUID(bytes=node), number, opened_at, tuple(rows), unreadable)
