@@ -38,7 +38,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except OgelError as error:
+        except (OgelError, OSError) as error:  # such as a port that is taken
             raise click.ClickException(str(error)) from error
 
 

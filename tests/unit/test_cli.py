@@ -77,6 +77,13 @@ def test_an_unknown_name_in_the_environment_is_refused() -> None:
     assert output == "Error: OGELPROXY_POOL_MAXSERVERS: no such setting\n"
 
 
+def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, output = run("dev", "--state", str(tmp_path / "file" / "state"))
+    assert code == 1
+    assert output.startswith(f"Error: --state {tmp_path}/file/state: ")
+
+
 def test_more_than_one_worker_is_refused_in_so_many_words() -> None:
     code, output = run("dev", "--workers", "2")
     assert code == 1
