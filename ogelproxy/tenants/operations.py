@@ -102,7 +102,9 @@ class Operations(ABC):
     `actor` names in the audit who did it.
     """
 
-    _vault: Vault
+    @property
+    @abstractmethod
+    def _vault(self) -> Vault: ...
 
     @abstractmethod
     def _session(self) -> AbstractAsyncContextManager[Session]:
@@ -125,6 +127,18 @@ class Operations(ABC):
         if row is None:
             raise _unknown(handle)
         return _organization(row)
+
+    async def fetch_scram(self, handle: str) -> tuple[bytes, int]:
+        """Return salt and iteration count for the verifiers of the keys."""
+        async with self._session() as session:
+            row = await session.fetchrow(
+                "SELECT scram_salt, scram_iterations FROM platform.organizations "
+                "WHERE handle = $1",
+                handle,
+            )
+        if row is None:
+            raise _unknown(handle)
+        return row["scram_salt"], row["scram_iterations"]
 
     async def list_keys(self, handle: str) -> list[ApiKey]:
         """Return the organisation's API keys, revoked ones too, oldest first."""

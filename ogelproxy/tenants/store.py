@@ -110,13 +110,14 @@ class _Connection(BaseConnection):
 class Store(Operations):
     """The control plane's Postgres: open before use, close at the end.
 
+    Without a vault it can do everything but read and write connection strings.
     Every method raises ControlUnavailable when Postgres can't be reached or gives
     no answer in time, and ConfigInvalid when the database's URL is malformed.
     """
 
-    def __init__(self, config: Control, vault: Vault) -> None:
+    def __init__(self, config: Control, vault: Vault | None) -> None:
         self._config = config
-        self._vault = vault
+        self._given_vault = vault
         self._pool: Pool | None = None  # set by open, cleared by close
 
     async def __aenter__(self) -> Self:
@@ -162,6 +163,12 @@ class Store(Operations):
         if self._pool is None:
             raise ControlUnavailable("the store is not open")
         return self._pool
+
+    @property
+    def _vault(self) -> Vault:
+        if self._given_vault is None:
+            raise ConfigInvalid("control.secret_key (O7S_SECRET_KEY) is not set")
+        return self._given_vault
 
     def _dsn(self) -> str:
         if self._config.database_url is None:
@@ -291,8 +298,14 @@ class Store(Operations):
                 yield session
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError) as error:
             raise OperationRefused(_refusal(error)) from None
+        except asyncpg.UndefinedTableError as error:
+            raise ControlUnavailable(
+                "the control plane has no such table: start ogelproxy, it migrates"
+            ) from error
         except _FAILURES as error:
-            raise ControlUnavailable(f"control plane: {_said(error)}") from error
+            raise ControlUnavailable(
+                f"the control plane gives no answer: {_said(error)}"
+            ) from error
 
     @asynccontextmanager
     async def _transaction(
@@ -368,7 +381,8 @@ def _price(amount: Decimal | None) -> float | None:
 
 def _said(error: BaseException) -> str:
     """Return the error's kind and first line: the others may quote a row."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    first_line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}" if first_line else "no reply in time"
 
 
 def _refusal(error: asyncpg.PostgresError) -> str:
