@@ -10,7 +10,7 @@ class TokenBucket:
 
     In mode ENFORCE, over every window of length d at most
     ``capacity + rate * d`` tokens are taken and kept, whatever `now` does;
-    a window in which rate, capacity or mode change is bounded by the larger.
+    a window in which rate or capacity change is bounded by the larger ones.
     `now` is seconds of a monotonic clock. Raises ValueError for a rate or
     capacity that is negative or not finite.
     """

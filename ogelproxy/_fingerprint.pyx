@@ -1,0 +1,626 @@
+"""Scan: what SQL text is like, found in one pass over its bytes.
+
+The lexer follows Postgres's (src/backend/parser/scan.l, version 17) with
+standard_conforming_strings on, and splits statements where the server's parser
+does. Nothing is parsed: whether the SQL is right is for the server to say.
+
+The fingerprint is a 64-bit hash of the tokens in which are equal: literals,
+$n parameters and a sign before a number; NULL, TRUE and FALSE where they are
+values; letter case of unquoted names, and "name" and name; any comments and
+white space; `!=` and `<>`; one element or several equal ones of IN (..), [..]
+and VALUES (..), (..); any trailing semicolons. It is the same in every process
+and of no use as a secret: whoever wants two statements to collide can have it.
+"""
+
+from collections import namedtuple
+from enum import IntEnum, IntFlag
+from os import urandom
+
+from ogelproxy._statement cimport *
+
+
+cdef enum:  # Scan.state
+    S_GROUND          # between tokens
+    S_NAME
+    S_UNICODE         # behind u&
+    S_QUOTED          # in a quoted name
+    S_QUOTED_QUOTE    # behind a quote in it: the end, or the first of two
+    S_OPERATOR
+    S_STRING
+    S_STRING_QUOTE
+    S_ESCAPE          # in E'', where a backslash hides a quote
+    S_ESCAPE_QUOTE
+    S_ESCAPE_SLASH
+    S_DOLLAR          # behind a dollar that begins something
+    S_TAG             # in the tag that begins a dollar quote
+    S_BODY            # in a dollar quote
+    S_BODY_TAG        # behind a dollar in it
+    S_LINE            # in a comment to the end of the line
+    S_BLOCK
+    S_BLOCK_STAR
+    S_BLOCK_SLASH
+    S_DOT             # behind a dot: the token, or a number's first byte
+    S_PARAMETER       # numbers, from here on
+    S_ZERO
+    S_INTEGER
+    S_FRACTION
+    S_EXPONENT_FIRST
+    S_EXPONENT_SIGN
+    S_EXPONENT
+    S_RADIX_FIRST
+    S_RADIX
+
+cdef enum:  # CLASS, what a byte may begin
+    C_MARK, C_SPACE, C_NEWLINE, C_LETTER, C_DIGIT, C_OPERATOR, C_QUOTE
+    C_DOUBLE_QUOTE, C_DOLLAR, C_DOT, C_SEMICOLON
+
+cdef enum:
+    PIECE = 8    # bytes of an operator; the pieces of longer ones are tokens
+    SLOTS = 512  # of the keyword table
+
+cdef uint8_t CLASS[256]
+cdef uint8_t LOWER[256]       # bytes of names in lower case; 0 for others
+cdef uint64_t KEYS[SLOTS]     # the value of the name; 0 where the slot is free
+cdef Keyword KEYWORDS[SLOTS]
+
+# The tag of a dollar quote has any length, so its hash is kept; with a key of the
+# process, lest somebody makes another tag that seems to end the text.
+cdef uint64_t TAG_KEY = int.from_bytes(urandom(8), "little")
+
+
+cdef inline const Keyword* find(uint64_t value) noexcept nogil:
+    cdef uint32_t slot = <uint32_t> (value >> 55)
+    while KEYS[slot]:
+        if KEYS[slot] == value:
+            return &KEYWORDS[slot]
+        slot = (slot + 1) & (SLOTS - 1)
+    return NULL
+
+
+cdef inline void begin(Scan* s, uint8_t state, uint64_t seed) noexcept nogil:
+    s.state = state
+    s.name = seed
+    s.word = 0
+    s.length = 0
+
+
+cdef inline void push(Scan* s, uint8_t c) noexcept nogil:
+    s.word |= <uint64_t> c << ((s.length & 7) << 3)
+    s.length += 1
+    if s.length & 7 == 0:
+        s.name = mix(s.name, s.word)
+        s.word = 0
+
+
+cdef void end_name(Scan* s, bint is_quoted) noexcept nogil:
+    cdef uint64_t value = mix(s.name + (<uint64_t> s.length << 16), s.word)
+    cdef const Keyword* keyword = find(value)
+    s.state = S_GROUND
+    if keyword and keyword.word < W_PG_TEMP:
+        if is_quoted or s.previous == W_DOT:
+            keyword = NULL
+        elif keyword.word == W_CONSTANT and (
+            s.previous not in (W_IS, W_NOT, W_AS)
+        ):
+            take(s, LITERAL, NULL, T_LITERAL)
+            return
+    take(s, value, keyword, T_NAME)
+
+
+cdef void end_operator(Scan* s) noexcept nogil:
+    # A sign can't end an operator of the standard's characters: a=-1.
+    cdef uint32_t length = s.length
+    cdef uint8_t c
+    s.state = S_GROUND
+    if not s.is_special:
+        while length > 1:
+            c = s.word >> ((length - 1) << 3)
+            if c != b"+" and c != b"-":
+                break
+            length -= 1
+    if length:
+        take_operator(s, s.word & (<uint64_t> -1 >> (64 - (length << 3))), length)
+    while length < s.length:
+        c = s.word >> (length << 3)
+        take_operator(s, c, 1)
+        length += 1
+
+
+# Bytes. Each function takes what it can of its state, at least one byte or the
+# way to another state, and returns where it stopped.
+
+cdef const uint8_t* in_ground(
+    Scan* s, const uint8_t* p, const uint8_t* end
+) noexcept nogil:
+    cdef uint8_t c, kind
+    while p < end:
+        c = p[0]
+        kind = CLASS[c]
+        if kind == C_LETTER:
+            begin(s, S_NAME, SEED_NAME)
+            return p
+        if kind == C_OPERATOR:
+            begin(s, S_OPERATOR, 0)
+            s.is_special = 0
+            return p
+        p += 1
+        if kind == C_SPACE:
+            continue
+        if kind == C_NEWLINE:
+            s.has_newline = 1
+        elif kind == C_MARK:
+            take_mark(s, c)
+        elif kind == C_SEMICOLON:
+            if s.depth or s.body:
+                take(s, c, NULL, T_OTHER)
+                s.previous = W_SEMICOLON
+            else:
+                end_statement(s)
+        elif kind == C_DIGIT:
+            take(s, LITERAL, NULL, T_NUMBER)
+            s.state = S_ZERO if c == b"0" else S_INTEGER
+            return p
+        elif kind == C_QUOTE:
+            # 'a' and 'b' on the next line are one string, of one kind.
+            if s.string and s.has_newline:
+                s.state = s.string
+            else:
+                take(s, LITERAL, NULL, T_LITERAL)
+                s.state = S_STRING
+            return p
+        elif kind == C_DOUBLE_QUOTE:
+            begin(s, S_QUOTED, SEED_NAME)
+            return p
+        else:
+            s.state = S_DOT if kind == C_DOT else S_DOLLAR
+            return p
+    return p
+
+
+cdef const uint8_t* in_name(
+    Scan* s, const uint8_t* p, const uint8_t* end
+) noexcept nogil:
+    cdef uint64_t word = s.word
+    cdef uint32_t length = s.length
+    cdef uint8_t c = 1
+    while p < end:
+        c = LOWER[p[0]]
+        if c == 0:
+            break
+        word |= <uint64_t> c << ((length & 7) << 3)
+        length += 1
+        p += 1
+        if length & 7 == 0:
+            s.name = mix(s.name, word)
+            word = 0
+    s.word = word
+    s.length = length
+    if c:
+        return p
+    if length == 1:
+        c = p[0]
+        if c == b"'" and (word == b"e" or word == b"b" or word == b"x" or word == b"n"):
+            take(s, LITERAL, NULL, T_LITERAL)
+            s.state = S_ESCAPE if word == b"e" else S_STRING
+            return p + 1
+        if c == b"&" and word == b"u":
+            s.state = S_UNICODE
+            return p + 1
+    end_name(s, False)
+    return p
+
+
+cdef const uint8_t* in_operator(
+    Scan* s, const uint8_t* p, const uint8_t* end
+) noexcept nogil:
+    cdef uint8_t c, last
+    while p < end:
+        c = p[0]
+        if CLASS[c] != C_OPERATOR:
+            end_operator(s)
+            return p
+        if s.length:
+            last = s.word >> ((s.length - 1) << 3)
+            if (c == b"-" and last == b"-") or (c == b"*" and last == b"/"):
+                s.length -= 1
+                end_operator(s)
+                if c == b"-":
+                    s.state = S_LINE
+                else:
+                    s.state = S_BLOCK
+                    s.comments = 1
+                    s.string = 0
+                return p + 1
+            if s.length == PIECE:
+                end_operator(s)
+                begin(s, S_OPERATOR, 0)
+                s.is_special = 0
+        s.word |= <uint64_t> c << (s.length << 3)
+        s.length += 1
+        if c in b"~!@#%^&|`?":
+            s.is_special = 1
+        p += 1
+    return p
+
+
+cdef const uint8_t* in_string(
+    Scan* s, const uint8_t* p, const uint8_t* end
+) noexcept nogil:
+    cdef uint8_t state = s.state
+    cdef uint8_t c
+    while p < end:
+        c = p[0]
+        if state == S_STRING or state == S_ESCAPE:
+            p += 1
+            if c == b"'":
+                state += 1
+            elif c == b"\\" and state == S_ESCAPE:
+                state = S_ESCAPE_SLASH
+        elif state == S_ESCAPE_SLASH:
+            p += 1
+            state = S_ESCAPE
+        elif c == b"'":
+            p += 1
+            state -= 1
+        else:
+            s.string = state - 1
+            s.has_newline = 0
+            state = S_GROUND
+            break
+    s.state = state
+    return p
+
+
+cdef const uint8_t* in_quoted(Scan* s, const uint8_t* p) noexcept nogil:
+    cdef uint8_t c = p[0]
+    if s.state == S_QUOTED:
+        if c == b'"':
+            s.state = S_QUOTED_QUOTE
+        else:
+            push(s, c)
+        return p + 1
+    if s.state == S_QUOTED_QUOTE:
+        if c == b'"':
+            push(s, c)
+            s.state = S_QUOTED
+            return p + 1
+        end_name(s, True)
+        return p
+    # S_UNICODE
+    if c == b"'":
+        take(s, LITERAL, NULL, T_LITERAL)
+        s.state = S_STRING
+        return p + 1
+    if c == b'"':
+        begin(s, S_QUOTED, SEED_UNICODE)
+        return p + 1
+    end_name(s, False)
+    return resume_operator(s, b"&", p)
+
+
+cdef const uint8_t* resume_operator(
+    Scan* s, uint8_t c, const uint8_t* p
+) noexcept nogil:
+    begin(s, S_OPERATOR, 0)
+    s.word = c
+    s.length = 1
+    s.is_special = c == b"&"
+    return p
+
+
+cdef const uint8_t* in_dollar(Scan* s, const uint8_t* p) noexcept nogil:
+    cdef uint8_t c = p[0]
+    if s.state == S_BODY:
+        if c == b"$":
+            s.state = S_BODY_TAG
+            s.candidate = TAG_KEY
+    elif s.state == S_BODY_TAG:
+        if c == b"$":
+            if s.candidate == s.tag:
+                s.state = S_GROUND
+            s.candidate = TAG_KEY
+        elif LOWER[c]:
+            s.candidate = mix(s.candidate, c)
+        else:
+            s.state = S_BODY
+    elif s.state == S_DOLLAR and CLASS[c] == C_DIGIT:
+        take(s, LITERAL, NULL, T_LITERAL)
+        s.state = S_PARAMETER
+    elif s.state == S_DOLLAR and CLASS[c] == C_LETTER:
+        begin(s, S_TAG, SEED_NAME)
+        s.tag = TAG_KEY
+        return p
+    elif c == b"$":
+        if s.state == S_DOLLAR:
+            s.tag = TAG_KEY
+        take(s, LITERAL, NULL, T_LITERAL)
+        s.state = S_BODY
+    elif s.state == S_TAG and LOWER[c]:
+        s.tag = mix(s.tag, c)
+        push(s, LOWER[c])
+    else:
+        # No quote after all: a stray dollar, and perhaps a name behind it.
+        s.state = S_NAME if s.state == S_TAG else S_GROUND
+        take_mark(s, b"$")
+        return p
+    return p + 1
+
+
+cdef const uint8_t* in_number(Scan* s, const uint8_t* p) noexcept nogil:
+    # The literal was taken at its first byte; here is found where it ends.
+    cdef uint8_t state = s.state
+    cdef uint8_t c = p[0]
+    cdef uint8_t letter = LOWER[c]
+    cdef bint is_digit = CLASS[c] == C_DIGIT
+    if state == S_ZERO:
+        s.state = S_INTEGER
+        if letter == b"x" or letter == b"o" or letter == b"b":
+            s.word = letter
+            s.state = S_RADIX_FIRST
+            return p + 1
+        return p
+    if is_digit or (c == b"_" and state != S_PARAMETER):
+        if state == S_EXPONENT_FIRST or state == S_EXPONENT_SIGN:
+            s.state = S_EXPONENT
+        elif state == S_RADIX_FIRST:
+            s.state = S_RADIX
+        return p + 1
+    if state == S_INTEGER and c == b".":
+        s.state = S_FRACTION
+        return p + 1
+    if (state == S_INTEGER or state == S_FRACTION) and letter == b"e":
+        s.word = letter
+        s.state = S_EXPONENT_FIRST
+        return p + 1
+    if state >= S_RADIX_FIRST and b"a" <= letter <= b"f":
+        s.state = S_RADIX
+        return p + 1
+    if state == S_EXPONENT_FIRST and (c == b"+" or c == b"-"):
+        s.candidate = c
+        s.state = S_EXPONENT_SIGN
+        return p + 1
+    s.state = S_GROUND
+    if state in (S_EXPONENT_FIRST, S_EXPONENT_SIGN, S_RADIX_FIRST):
+        # The letter begins a name, as servers before version 15 read `1else`.
+        letter = s.word
+        begin(s, S_NAME, SEED_NAME)
+        push(s, letter)
+        if state == S_EXPONENT_SIGN:
+            end_name(s, False)
+            return resume_operator(s, s.candidate, p)
+    return p
+
+
+cdef const uint8_t* in_comment(Scan* s, const uint8_t* p) noexcept nogil:
+    cdef uint8_t c = p[0]
+    if s.state == S_LINE:
+        if c == b"\n" or c == b"\r":
+            s.state = S_GROUND
+            return p
+    elif s.state == S_BLOCK_STAR and c == b"/":
+        s.comments -= 1
+        s.state = S_BLOCK if s.comments else S_GROUND
+    elif s.state == S_BLOCK_SLASH and c == b"*":
+        s.comments += 1
+        s.state = S_BLOCK
+    else:
+        s.state = (
+            S_BLOCK_STAR if c == b"*" else S_BLOCK_SLASH if c == b"/" else S_BLOCK
+        )
+    return p + 1
+
+
+cdef void scan_start(Scan* s) noexcept nogil:
+    s.fingerprint = 0
+    s.statements = 0
+    s.free_statements = 0
+    s.complexity = 100
+    s.flags = 0
+    s.kind = KIND_EMPTY
+    s.state = S_GROUND
+    s.string = 0
+    s.has_newline = 0
+    s.hash = SEED_HASH
+    renew(s)
+
+
+cdef void scan_feed(Scan* s, const char* text, Py_ssize_t size) noexcept nogil:
+    cdef const uint8_t* p = <const uint8_t*> text
+    cdef const uint8_t* end = p + size
+    cdef uint8_t state
+    while p < end:
+        state = s.state
+        if state == S_GROUND:
+            p = in_ground(s, p, end)
+        elif state == S_NAME:
+            p = in_name(s, p, end)
+        elif state == S_OPERATOR:
+            p = in_operator(s, p, end)
+        elif state >= S_PARAMETER:
+            p = in_number(s, p)
+        elif state >= S_LINE and state <= S_BLOCK_SLASH:
+            p = in_comment(s, p)
+        elif state == S_DOT:
+            if CLASS[p[0]] == C_DIGIT:
+                take(s, LITERAL, NULL, T_NUMBER)
+                s.state = S_FRACTION
+            else:
+                take(s, b".", NULL, T_OTHER)
+                s.previous = W_DOT
+                s.state = S_GROUND
+        elif state >= S_DOLLAR:
+            p = in_dollar(s, p)
+        elif state >= S_STRING:
+            p = in_string(s, p, end)
+        else:
+            p = in_quoted(s, p)
+
+
+cdef void scan_finish(Scan* s) noexcept nogil:
+    scan_feed(s, b" ", 1)  # ends any token that can end
+    if s.state == S_QUOTED:
+        end_name(s, True)
+    end_statement(s)
+    s.fingerprint = mix(s.hash, s.statements) or 1
+
+
+# Tables, filled when the module is loaded.
+
+Kind = IntEnum(  # in the order of KIND_
+    "Kind",
+    "EMPTY OTHER BEGIN COMMIT ROLLBACK SAVEPOINT SET SHOW COPY SELECT INSERT UPDATE "
+    "DELETE MERGE PREPARE EXECUTE DEALLOCATE DECLARE FETCH CLOSE LISTEN NOTIFY "
+    "DISCARD LOAD LOCK CALL EXPLAIN DDL MAINTAIN",
+    start=0,
+)
+Flag = IntFlag(  # in the order of FLAG_
+    "Flag",
+    "TEMP LISTEN UNLISTEN ADVISORY ADVISORY_UNLOCK HOLD CLOSE PREPARE EXECUTE "
+    "DEALLOCATE LOAD SET SET_LOCAL SET_CONFIG DISCARD ROLE TRANSACTION DDL "
+    "PREPARED_XACT COPY",
+)
+
+
+cdef int know(name, word, lead=(KIND_OTHER, 0, 0), is_operand=False) except -1:
+    cdef Scan s
+    cdef uint64_t value
+    cdef uint32_t slot
+    begin(&s, S_NAME, SEED_NAME)
+    for c in name.encode():
+        push(&s, c)
+    value = mix(s.name + (<uint64_t> s.length << 16), s.word)
+    slot = <uint32_t> (value >> 55)
+    while KEYS[slot]:
+        slot = (slot + 1) & (SLOTS - 1)
+    KEYS[slot] = value
+    KEYWORDS[slot].word = word
+    KEYWORDS[slot].kind, KEYWORDS[slot].flags, KEYWORDS[slot].weight = lead
+    KEYWORDS[slot].is_operand = is_operand
+    return 0
+
+
+cdef int fill_tables() except -1:
+    for c in range(256):
+        letter = chr(c).lower() if c < 128 else chr(c)
+        CLASS[c] = C_MARK
+        if letter.isascii() and letter.isalpha() or letter == "_" or c >= 128:
+            CLASS[c] = C_LETTER
+            LOWER[c] = ord(letter)
+        elif letter.isdigit() or letter == "$":
+            CLASS[c] = C_DIGIT if letter != "$" else C_DOLLAR
+            LOWER[c] = c
+    for kind, members in (
+        (C_SPACE, b" \t\f\v"),
+        (C_NEWLINE, b"\n\r"),
+        (C_OPERATOR, b"~!@#^&|`?+-*/%<>="),
+        (C_QUOTE, b"'"),
+        (C_DOUBLE_QUOTE, b'"'),
+        (C_DOT, b"."),
+        (C_SEMICOLON, b";"),
+    ):
+        for c in members:
+            CLASS[c] = kind
+    words = {
+        W_ADVISORY_LOCK: "pg_advisory_lock pg_advisory_lock_shared "
+        "pg_try_advisory_lock pg_try_advisory_lock_shared",
+        W_ADVISORY_UNLOCK: "pg_advisory_unlock pg_advisory_unlock_shared "
+        "pg_advisory_unlock_all",
+        W_AND: "and", W_AS: "as", W_ATOMIC: "atomic", W_AUTHORIZATION: "authorization",
+        W_BEGIN: "begin", W_BETWEEN: "between", W_BY: "by", W_CASE: "case",
+        W_CHAIN: "chain", W_COMMIT: "commit abort", W_CONSTANT: "null true false",
+        W_CONSTRAINTS: "constraints", W_CREATE: "create", W_DECLARE: "declare",
+        W_DISTINCT: "distinct", W_END: "end", W_EXECUTE: "execute",
+        W_EXPLAIN: "explain", W_GROUP: "group", W_HAVING: "having", W_HOLD: "hold",
+        W_IN: "in", W_INTO: "into", W_IS: "is", W_JOIN: "join lateral",
+        W_LOCAL: "local global", W_NO: "no", W_NOT: "not", W_ORDER: "order",
+        W_OVER: "over", W_PG_SETTINGS: "pg_settings", W_PG_TEMP: "pg_temp",
+        W_PREPARE: "prepare", W_PREPARED: "prepared", W_RECURSIVE: "recursive",
+        W_REPLACE: "replace", W_RESET: "reset", W_RETURN: "return",
+        W_ROLE: "role session_authorization", W_ROLLBACK: "rollback",
+        W_ROUTINE: "function procedure", W_SAVEPOINT: "savepoint", W_SELECT: "select",
+        W_SESSION: "session", W_SET: "set", W_SET_CONFIG: "set_config",
+        W_TEMP: "temp temporary", W_TO: "to", W_TRANSACTION: "transaction",
+        W_UNION: "union intersect except", W_UPDATE: "update", W_VALUES: "values",
+        W_WITH: "with", W_WORK: "work",
+    }
+    plain = "set show select insert update delete merge prepare declare fetch notify "
+    plain += "lock explain"
+    leads = {name: (Kind[name.upper()], 0, 0) for name in plain.split()} | {
+        # kind, flags, hundredths of complexity
+        "begin start": (KIND_BEGIN, FLAG_TRANSACTION, 0),
+        "commit end": (KIND_COMMIT, FLAG_TRANSACTION, 0),
+        "rollback abort": (KIND_ROLLBACK, FLAG_TRANSACTION, 0),
+        "savepoint release": (KIND_SAVEPOINT, FLAG_TRANSACTION, 0),
+        "reset": (KIND_SET, 0, 0),
+        "copy": (KIND_COPY, FLAG_COPY, 0),
+        "table values with": (KIND_SELECT, 0, 0),
+        "execute": (KIND_EXECUTE, FLAG_EXECUTE, 0),
+        "deallocate": (KIND_DEALLOCATE, FLAG_DEALLOCATE, 0),
+        "move": (KIND_FETCH, 0, 0),
+        "close": (KIND_CLOSE, FLAG_CLOSE, 0),
+        "listen": (KIND_LISTEN, FLAG_LISTEN, 0),
+        "unlisten": (KIND_LISTEN, FLAG_UNLISTEN, 0),
+        "discard": (KIND_DISCARD, FLAG_DISCARD, 0),
+        "load": (KIND_LOAD, FLAG_LOAD, 0),
+        "call do": (KIND_CALL, 0, 100),
+        "create alter drop truncate comment grant revoke security import reassign":
+            (KIND_DDL, FLAG_DDL, 100),
+        "vacuum analyze analyse reindex cluster refresh checkpoint":
+            (KIND_MAINTAIN, 0, 200),
+    }
+    # Reserved words only: another one may name a column that is an operand.
+    operands = set(
+        "all and case default distinct else from having limit not offset on or "
+        "returning select then to using when where".split()
+    )
+    word_of = {name: word for word, names in words.items() for name in names.split()}
+    lead_of = {name: lead for names, lead in leads.items() for name in names.split()}
+    for name in sorted({*word_of, *lead_of, *operands}):
+        know(
+            name,
+            word_of.get(name, 0),
+            lead_of.get(name, (KIND_OTHER, 0, 0)),
+            name in operands or name == "between",
+        )
+    return 0
+
+
+fill_tables()
+
+
+# For Python: tests, tools and the gateways.
+
+ScanResult = namedtuple(
+    "ScanResult", "fingerprint statements free_statements complexity flags kind"
+)
+
+
+def scan(bytes sql, cuts=()):
+    cdef Scan s
+    cdef const char* text = sql
+    cdef Py_ssize_t start = 0
+    cdef Py_ssize_t cut
+    scan_start(&s)
+    for cut in [*cuts, len(sql)]:
+        if not start <= cut <= len(sql):
+            raise ValueError(f"{cut} is not a place to cut")
+        scan_feed(&s, text + start, cut - start)
+        start = cut
+    scan_finish(&s)
+    return ScanResult(
+        s.fingerprint,
+        s.statements,
+        s.free_statements,
+        s.complexity,
+        Flag(s.flags),
+        Kind(s.kind),
+    )
+
+
+def fingerprint(sql):
+    cdef Scan s
+    cdef bytes text = sql.encode() if isinstance(sql, str) else sql
+    scan_start(&s)
+    scan_feed(&s, text, len(text))
+    scan_finish(&s)
+    return s.fingerprint
