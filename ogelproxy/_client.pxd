@@ -29,8 +29,7 @@ cdef class ClientCore(Borrower):
     cdef Settings settings            # what its sessions are to be set to
     cdef readonly int phase
     cdef bint is_batch_open           # messages went out since the last Sync
-    cdef bint is_dropping             # a refused batch: dropped up to its Sync
-    cdef bint answers_sync            # that Sync is answered here
+    cdef bint answers_sync            # the Sync of a dropped batch is answered here
     cdef bint body_dropped            # the rest of this message goes nowhere
     cdef bint is_scanning             # the rest of this message is SQL to be scanned
     cdef Scan scan

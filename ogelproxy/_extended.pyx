@@ -55,6 +55,10 @@ cdef class ExtendedClient(ClientCore):
             self.portals.clear()
         return 0
 
+    cdef int statements_dropped(self) except -1:
+        self.names.clear()
+        return 0
+
     cdef int parse_failed(self, Statement statement) except -1:
         for name, each in self.names.items():
             if each is statement:

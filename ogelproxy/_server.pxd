@@ -17,7 +17,7 @@ cdef enum:  # ServerCore.phase
     SERVER_CLOSED
 
 cdef enum:
-    LATENCY_BUCKETS = 18  # metrics.LATENCY_BOUNDS and infinity
+    LATENCY_BUCKETS = 19  # metrics.LATENCY_BOUNDS and infinity
 
 
 @cython.final
@@ -39,12 +39,14 @@ cdef class Borrower(Connection):
     cdef UsageTable usage
     cdef Latency latency
     cdef Py_ssize_t body_left         # bytes of a request still to be forwarded
+    cdef bint is_dropping             # a failed batch: dropped up to its Sync
     cdef bint is_stalled              # owes too many replies to be read from
     cdef bytes notice                 # a NoticeResponse to send at the next boundary
     cdef Statement unnamed            # its unnamed statement, or None
     cdef uint64_t unnamed_serial      # which Parse made it
 
     cdef int parse_failed(self, Statement statement) except -1
+    cdef int statements_dropped(self) except -1
     cdef int server_gone(self, bint may_tell) except -1
     cdef int server_released(self) except -1
 

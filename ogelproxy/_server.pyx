@@ -10,10 +10,21 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memchr, memcmp, memcpy, memset
 
-from ogelproxy._fingerprint cimport FLAG_DEALLOCATE, FLAG_DISCARD
+from ogelproxy._fingerprint cimport (
+    FLAG_ADVISORY,
+    FLAG_DEALLOCATE,
+    FLAG_DISCARD,
+    FLAG_HOLD,
+    FLAG_LISTEN,
+    FLAG_LOAD,
+    FLAG_PREPARE,
+    FLAG_ROLE,
+    FLAG_SET,
+    FLAG_SET_CONFIG,
+    FLAG_TEMP,
+)
 from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH
-from ogelproxy._relay_flags cimport SESSION_STATE
 from ogelproxy._replies cimport (
     ASKED_BIND,
     ASKED_CLOSE,
@@ -33,6 +44,14 @@ from ogelproxy._usage cimport Measure
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, Gather, frame_size, put32
 from ogelproxy.errors import ProtocolViolation
 from ogelproxy.metrics import LATENCY_BOUNDS
+
+cdef enum:
+    # What another client must not find on a server: it is reset first, and in
+    # auto mode the server stays with the client that made it.
+    SESSION_STATE = (
+        FLAG_ADVISORY | FLAG_DEALLOCATE | FLAG_DISCARD | FLAG_HOLD | FLAG_LISTEN
+        | FLAG_LOAD | FLAG_PREPARE | FLAG_ROLE | FLAG_SET | FLAG_SET_CONFIG | FLAG_TEMP
+    )
 
 
 cdef class Latency:
@@ -58,6 +77,9 @@ cdef class Latency:
 cdef class Borrower(Connection):
 
     cdef int parse_failed(self, Statement statement) except -1:
+        return 0
+
+    cdef int statements_dropped(self) except -1:
         return 0
 
     cdef int server_gone(self, bint may_tell) except -1:
@@ -385,6 +407,8 @@ cdef class ServerCore(Connection):
                 or size == 17 and memcmp(p + HEADER, b"DISCARD ALL", 11) == 0
             ):
                 self.prepared.clear()
+                if self.client is not None:
+                    self.client.statements_dropped()
         if rows > self.rows:
             self.rows = rows
         head.rows += self.rows
@@ -457,6 +481,9 @@ cdef class ServerCore(Connection):
                 # An evicted statement stays on the server, unknown to us.
                 self.is_retiring = True
             self.replies.pop()
+        if self.replies.count == 0 and self.client is not None:
+            # What else the client sends before its Sync will be skipped too.
+            self.client.is_dropping = True
         return 0
 
     cdef int ready(self, const char* p, Py_ssize_t size) except -1:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from ogelproxy.admin import Admin
 from ogelproxy.auth import Authenticator
@@ -32,34 +32,17 @@ from ogelproxy.login import Login
 from ogelproxy.metrics import CounterSample, GaugeSample, LatencySample, Metrics
 from ogelproxy.relay import Relay
 from ogelproxy.router import Router
-from ogelproxy.tenants.directory import Directory
+from ogelproxy.tenants.directory import Directory, TenantDirectory
 from ogelproxy.tenants.model import Tenant
 from ogelproxy.tenants.store import Store
 from ogelproxy.tenants.vault import Vault
 from ogelproxy.usage import Meter
-from ogelproxy.usage.sinks import PostgresSink, Sink
+from ogelproxy.usage.sinks import MemorySink, PostgresSink, Sink
 
 log = logging.getLogger(__name__)
 
 #: Seconds between looks at timeouts, idle servers and pools.
 SWEEP_INTERVAL = 0.25
-
-Changed = Callable[[Tenant | None, Tenant | None], None]
-
-
-class Tenants(Protocol):
-    """What an engine needs of a directory; an embedder may bring its own."""
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    async def find(self, handle: str) -> Tenant | None: ...
-
-    def peek(self, handle: str) -> Tenant | None: ...
-
-    def subscribe(self, callback: Changed) -> None: ...
-
 
 class Engine:
     """A proxy: listener, seven layers, and what they share."""
@@ -68,7 +51,7 @@ class Engine:
         self,
         config: Config,
         *,
-        directory: Tenants | None = None,
+        directory: TenantDirectory | None = None,
         sinks: Sequence[Sink] | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -118,9 +101,8 @@ class Engine:
             loop=asyncio.get_running_loop(),
             gate=self._gate,
             limiter=self._limiter,
-            meter=self._meter,
+            tenants=directory,
             metrics=self.metrics,
-            find_tenant=directory.peek,
         )
         self._router = Router(config.pool, self._relay)
         self._login = Login(
@@ -152,10 +134,10 @@ class Engine:
         self._sweeper = asyncio.create_task(self._sweep())
         self._is_started = True
 
-    async def _open_control(self) -> tuple[Tenants, Sequence[Sink]]:
+    async def _open_control(self) -> tuple[TenantDirectory, Sequence[Sink]]:
         control = self.config.control
         if self._given_directory is not None:
-            return self._given_directory, self._given_sinks or ()
+            return self._given_directory, self._given_sinks or (MemorySink(),)
         if control.database_url is None or control.secret_key is None:
             raise ConfigInvalid(
                 "control.database_url (DATABASE_URL) and control.secret_key "
@@ -290,10 +272,8 @@ class Engine:
             except Exception:
                 log.exception("sweep failed")
 
-    def _tenant_changed(self, old: Tenant | None, new: Tenant | None) -> None:
+    def _tenant_changed(self, old: Tenant, new: Tenant | None) -> None:
         """Carry a change in the control plane to open connections."""
-        if old is None:
-            return
         if new is not None:
             self._limiter.update(new)
         self._router.update(old, new)

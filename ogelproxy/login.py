@@ -11,7 +11,7 @@ import asyncio
 import logging
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ogelproxy._server import Latency
 from ogelproxy.auth import Authenticator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ogelproxy.limiter import Limiter
     from ogelproxy.metrics import Metrics
     from ogelproxy.pool import Pool
-    from ogelproxy.relay import Relay
+    from ogelproxy.relay import Relay, Tenants
     from ogelproxy.router import Router
     from ogelproxy.usage import Meter
 
@@ -49,14 +49,6 @@ class Tls:
 
     context: ssl.SSLContext
     end_point: bytes
-
-
-class Tenants(Protocol):
-    """Where tenant records come from: a Directory, or an embedder's own."""
-
-    async def find(self, handle: str) -> Tenant | None: ...
-
-    def peek(self, handle: str) -> Tenant | None: ...
 
 
 class Login:

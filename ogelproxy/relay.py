@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ogelproxy._reactor import Connection, Reactor
 from ogelproxy.cancel import Cancels
@@ -33,12 +33,26 @@ if TYPE_CHECKING:
     from ogelproxy.limiter import Limiter
     from ogelproxy.metrics import Metrics
     from ogelproxy.tenants.model import Tenant
-    from ogelproxy.usage import Meter
 
 log = logging.getLogger(__name__)
 
 #: Seconds that a client which was told why it ends may take to close.
 LINGER = 2.0
+
+
+class Tenants(Protocol):
+    """Where tenant records come from: a Directory, or an embedder's own.
+
+    A record is kept while somebody holds its handle.
+    """
+
+    async def find(self, handle: str) -> Tenant | None: ...
+
+    def peek(self, handle: str) -> Tenant | None: ...
+
+    def hold(self, handle: str) -> None: ...
+
+    def release(self, handle: str) -> None: ...
 
 
 class Relay:
@@ -51,15 +65,13 @@ class Relay:
         loop: asyncio.AbstractEventLoop,
         gate: Gate,
         limiter: Limiter,
-        meter: Meter,
+        tenants: Tenants,
         metrics: Metrics,
-        find_tenant: Callable[[str], Tenant | None],
     ) -> None:
         self.config = config
         self.reactor = Reactor(loop, self.crashed)
         self.cancels = Cancels()
         self.metrics = metrics
-        self.meter = meter
         self.transaction_wait = config.limits.transaction_wait
         self.reset_message = messages.query(config.pool.reset_query)
         self.server_lost_message = messages.error_response(ServerLost())
@@ -67,7 +79,7 @@ class Relay:
         self.client_count = 0
         self._gate = gate
         self._limiter = limiter
-        self._find_tenant = find_tenant
+        self._tenants = tenants
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # Tasks: everything that is started is held, and its failure logged.
@@ -107,6 +119,7 @@ class Relay:
         self.clients.setdefault(client.session.handle, set()).add(client)
         client.pool.client_count += 1
         self.client_count += 1
+        self._tenants.hold(client.session.handle)
 
     def client_closed(self, client: Client) -> None:
         session = client.session
@@ -120,7 +133,7 @@ class Relay:
         client.pool.client_count -= 1
         self.cancels.withdraw(session.process_id)
         self._gate.leave(session.handle)
-        self.meter.release(session.attribution)
+        self._tenants.release(session.handle)
 
     def fail(self, client: Client, error: OgelError) -> None:
         """Refuse a client that is logged in, and end it."""
@@ -148,7 +161,8 @@ class Relay:
         return messages.notice_response(self._rate_limited(client))
 
     def _rate_limited(self, client: Client) -> OgelError:
-        tenant = self._find_tenant(client.session.handle)
+        tenant = self._tenants.peek(client.session.handle)
+        assert tenant is not None  # held while it has clients
         return self._limiter.refusal(client.bucket, tenant, client.wait)
 
     def statement_unknown(self, name: bytes) -> bytes:
