@@ -48,10 +48,9 @@ class Admin:
         self._runner: web.AppRunner | None = None  # there from start to stop
 
     @property
-    def port(self) -> int | None:
-        """The port that it listens on; None while it doesn't."""
-        addresses = self._runner.addresses if self._runner else ()
-        return addresses[0][1] if addresses else None
+    def port(self) -> int:
+        """The port that it listens on; 0 while it doesn't."""
+        return 0 if self._runner is None else int(self._runner.addresses[0][1])
 
     async def start(self) -> None:
         """Listen, if a port is set. Raises OSError when the port is taken."""

@@ -35,7 +35,8 @@ LATENCY_BOUNDS = (
 
 LoginResult = Literal["accepted", "rejected"]
 
-Labels = tuple[str, ...]
+#: Values of a metric's labels, in their declared order.
+Values = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +44,18 @@ class Declared:
     """A metric: what it means and the names of its labels, in order."""
 
     text: str
-    labels: Labels = ()
+    labels: tuple[str, ...] = ()
 
 
-REQUESTS = "o7s_requests_total"
 LATENCY = "o7s_latency_seconds"
 REFUSALS = "o7s_refusals_total"
 LOGINS = "o7s_logins_total"
 
-HISTOGRAMS = {
-    LATENCY: Declared(
-        "From a query's arrival to the end of its answer.", ("tier", "database_type")
-    ),
-}
+LATENCY_DECLARED = Declared(
+    "From a query's arrival to the end of its answer.", ("tier", "database_type")
+)
 COUNTERS = {
-    REQUESTS: Declared("Queries answered.", ("tier", "database_type")),
+    "o7s_requests_total": Declared("Queries answered.", ("tier", "database_type")),
     REFUSALS: Declared("Errors told to clients.", ("kind", "code")),
     LOGINS: Declared("Logins that ended.", ("result",)),
     "o7s_throttled_total": Declared(
@@ -74,14 +72,15 @@ GAUGES = {
     "o7s_usage_spooled_batches": Declared("Usage batches waiting for delivery."),
     "o7s_control_up": Declared("Whether the control plane answers: 1 or 0."),
 }
+DECLARED = COUNTERS | GAUGES
 
 
 @dataclass(frozen=True, slots=True)
 class CounterSample:
-    """What a counter says now; `labels` are values in their declared order."""
+    """What a counter says now; it has exactly the labels that are declared."""
 
     name: str
-    labels: Labels
+    labels: Mapping[str, str]
     value: float
 
     def __post_init__(self) -> None:
@@ -90,10 +89,10 @@ class CounterSample:
 
 @dataclass(frozen=True, slots=True)
 class GaugeSample:
-    """What a gauge says now; `labels` are values in their declared order."""
+    """What a gauge says now; it has exactly the labels that are declared."""
 
     name: str
-    labels: Labels
+    labels: Mapping[str, str]
     value: float
 
     def __post_init__(self) -> None:
@@ -102,7 +101,7 @@ class GaugeSample:
 
 @dataclass(frozen=True, slots=True)
 class LatencySample:
-    """Latencies of one tier and database type; each one is also a request.
+    """Latencies of one tier and database type.
 
     `counts` holds a number per bound and one for what is slower than all, not
     cumulative; `seconds` is the sum of the latencies.
@@ -123,9 +122,11 @@ Sample = CounterSample | GaugeSample | LatencySample
 Source = Callable[[], Iterable[Sample]]
 
 
-def _check(declared: Mapping[str, Declared], name: str, labels: Labels) -> None:
-    if name not in declared or len(labels) != len(declared[name].labels):
-        raise ValueError(f"{name} with {len(labels)} labels is not declared")
+def _check(
+    declared: Mapping[str, Declared], name: str, labels: Mapping[str, str]
+) -> None:
+    if name not in declared or labels.keys() != set(declared[name].labels):
+        raise ValueError(f"{name} with labels {sorted(labels)} is not declared")
 
 
 class Metrics:
@@ -158,10 +159,10 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _own(self) -> Iterator[Sample]:
-        for labels, count in self._refusals.items():
-            yield CounterSample(REFUSALS, labels, count)
+        for (kind, code), count in self._refusals.items():
+            yield CounterSample(REFUSALS, {"kind": kind, "code": code}, count)
         for result in get_args(LoginResult):
-            yield CounterSample(LOGINS, (result,), self._logins[result])
+            yield CounterSample(LOGINS, {"result": result}, self._logins[result])
 
 
 class Folding(Collector):
@@ -175,43 +176,41 @@ class Folding(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        values: dict[str, dict[Labels, float]] = {
-            name: defaultdict(float) for name in COUNTERS | GAUGES
+        totals: dict[str, dict[Values, float]] = {
+            name: defaultdict(float) for name in DECLARED
         }
-        counts: dict[Labels, list[int]] = {}
-        seconds: dict[Labels, float] = defaultdict(float)
+        counts: dict[Values, list[int]] = {}
+        seconds: dict[Values, float] = defaultdict(float)
         for source in self._sources:
             for sample in source():
-                if not isinstance(sample, LatencySample):
-                    values[sample.name][sample.labels] += sample.value
-                    continue
-                labels: Labels = (sample.tier, sample.database_type)
-                known = counts.get(labels, [0] * len(sample.counts))
-                counts[labels] = [
-                    a + b for a, b in zip(known, sample.counts, strict=True)
-                ]
-                seconds[labels] += sample.seconds
-                values[REQUESTS][labels] += sum(sample.counts)
+                if isinstance(sample, LatencySample):
+                    values: Values = (sample.tier, sample.database_type)
+                    known = counts.get(values, [0] * len(sample.counts))
+                    pairs = zip(known, sample.counts, strict=True)
+                    counts[values] = [a + b for a, b in pairs]
+                    seconds[values] += sample.seconds
+                else:
+                    names = DECLARED[sample.name].labels
+                    values = tuple(sample.labels[name] for name in names)
+                    totals[sample.name][values] += sample.value
 
         yield _histogram(counts, seconds)
-        for table, kind in (
-            (COUNTERS, CounterMetricFamily),
-            (GAUGES, GaugeMetricFamily),
-        ):
-            for name, declared in table.items():
-                family = kind(name, declared.text, labels=declared.labels)
-                for of_sample, value in values[name].items():
-                    family.add_metric(of_sample, value)
-                yield family
+        for name, declared in DECLARED.items():
+            kind = CounterMetricFamily if name in COUNTERS else GaugeMetricFamily
+            family = kind(name, declared.text, labels=declared.labels)
+            for values, total in totals[name].items():
+                family.add_metric(values, total)
+            yield family
 
 
 def _histogram(
-    counts: Mapping[Labels, Sequence[int]], seconds: Mapping[Labels, float]
+    counts: Mapping[Values, Sequence[int]], seconds: Mapping[Values, float]
 ) -> HistogramMetricFamily:
-    declared = HISTOGRAMS[LATENCY]
-    family = HistogramMetricFamily(LATENCY, declared.text, labels=declared.labels)
+    family = HistogramMetricFamily(
+        LATENCY, LATENCY_DECLARED.text, labels=LATENCY_DECLARED.labels
+    )
     bounds = (*map(str, LATENCY_BOUNDS), "+Inf")
-    for labels, of_buckets in counts.items():
+    for values, of_buckets in counts.items():
         cumulative = list(zip(bounds, accumulate(of_buckets), strict=True))
-        family.add_metric(labels, cumulative, seconds[labels])
+        family.add_metric(values, cumulative, seconds[values])
     return family
