@@ -93,7 +93,7 @@ cdef class ClientCore(Borrower):
                 if self.phase == CLIENT_LINGER else -1
             return self.gone() if got < 0 else 0
         if self.is_stalled or not self.is_reading():
-            return 0
+            return self.gone() if self.is_hung else 0
         if self.in_size == 0:
             got = self.receive(self.reactor.scratch, SCRATCH)
             if got <= 0:
@@ -207,6 +207,9 @@ cdef class ClientCore(Borrower):
         Returns the bytes used: 0 when more must come or the client has to wait.
         """
         if kind == b"X":
+            if self.server is not None:
+                self.server.flush_gather()
+                self.server.finish_alone()
             self.end(False)
             return min(size, have)
         if self.is_dropping and kind != b"S":
@@ -463,6 +466,7 @@ cdef class ClientCore(Borrower):
         cdef bint at_boundary = self.server is None or self.server.body_left == 0
         if self.fd < 0 or self.phase >= CLIENT_LINGER:
             return
+        self.reactor.gather.clear()
         self.detach()
         if at_boundary:
             self.write(PyBytes_AS_STRING(message), len(message))
@@ -486,6 +490,7 @@ cdef class ClientCore(Borrower):
         the error with it.
         """
         cdef bint was_counted = self.phase != CLIENT_LINGER
+        self.reactor.gather.clear()
         self.detach()
         if lingers and not self.is_broken and was_counted:
             self.phase = CLIENT_LINGER

@@ -31,6 +31,8 @@ cdef class Reactor:
 cdef class Connection:
     cdef readonly Reactor reactor
     cdef readonly int fd           # -1 when closed
+    cdef bint is_hung              # the kernel reports no more: both ways are shut
+    cdef bint is_watched           # the reactor hears of its events
     cdef readonly bint is_broken   # the peer is gone; set by reads and writes
     cdef readonly uint64_t bytes_received
     cdef readonly uint64_t bytes_sent
@@ -67,5 +69,6 @@ cdef class Connection:
     cdef int write_raw(self, const char* data, Py_ssize_t size) except -1
     cdef int flush(self) except -1
     cdef int flush_gather(self) except -1
+    cdef int unwatch(self) noexcept
     cdef int shut(self) except -1
     cdef int wake(self) except -1

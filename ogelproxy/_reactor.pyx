@@ -125,6 +125,8 @@ cdef class Reactor:
                     if connection is None:
                         continue
                     self.tick()
+                    # Whatever an earlier event left there is nobody else's.
+                    self.gather.clear()
                     try:
                         connection.on_event(events[index].events)
                         if self.deferred:
@@ -168,6 +170,7 @@ cdef class Reactor:
         while self.deferred and budget > 0:
             budget -= 1
             connection = self.deferred.pop(0)
+            self.gather.clear()
             try:
                 if connection.fd >= 0:
                     connection.on_deferred()
@@ -208,6 +211,7 @@ cdef class Connection:
         )
         if epoll_ctl(reactor.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
             raise OSError(errno, "epoll_ctl")
+        self.is_watched = True
 
     def __dealloc__(self):
         free(self.inbox)
@@ -218,6 +222,8 @@ cdef class Connection:
     # Events.
 
     cdef int on_event(self, uint32_t events) except -1:
+        if events & (EPOLLHUP | EPOLLERR):
+            self.is_hung = True
         if events & EPOLLOUT:
             self.flush()
         if self.fd >= 0 and events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
@@ -231,7 +237,10 @@ cdef class Connection:
             self.pause()
         elif self.fill(SCRATCH) < 0:
             self.is_broken = True
-            self.pause()
+        if self.is_broken or self.is_hung:
+            # The kernel would report it again and again until it is closed.
+            self.is_broken = True
+            self.unwatch()
         self.wake()
         return 0
 
@@ -251,7 +260,7 @@ cdef class Connection:
 
     cdef int listen(self, uint32_t events) except -1:
         cdef epoll_event event
-        if self.interest == events or self.fd < 0:
+        if self.interest == events or not self.is_watched:
             return 0
         event.events = events
         event.data.u64 = (
@@ -448,13 +457,20 @@ cdef class Connection:
         gather.clear()
         return 0
 
+    cdef int unwatch(self) noexcept:
+        """Hear of no more events; the descriptor stays open."""
+        if self.is_watched:
+            self.is_watched = False
+            if self.reactor.epoll >= 0:
+                epoll_ctl(self.reactor.epoll, EPOLL_CTL_DEL, self.fd, NULL)
+        return 0
+
     cdef int shut(self) except -1:
         """Close the descriptor and leave the reactor."""
         cdef Reactor reactor = self.reactor
         if self.fd < 0:
             return 0
-        if reactor.epoll >= 0:
-            epoll_ctl(reactor.epoll, EPOLL_CTL_DEL, self.fd, NULL)
+        self.unwatch()
         close(self.fd)
         self.fd = -1
         self.is_broken = True

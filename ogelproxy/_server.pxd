@@ -13,7 +13,7 @@ cdef enum:  # ServerCore.phase
     SERVER_LOGIN      # a coroutine owns it
     SERVER_IDLE       # in its pool
     SERVER_LENT       # in a client's hands
-    SERVER_RESETTING  # forgetting its last client
+    SERVER_RESETTING  # finishing with, or forgetting, its last client
     SERVER_CLOSED
 
 cdef enum:
@@ -72,6 +72,7 @@ cdef class ServerCore(Connection):
     cdef public double expires_at     # end of its lifetime, 0 for never
     cdef public int epoch
     cdef public int cancels           # cancel requests under way: not lent meanwhile
+    cdef bint in_copy                 # it waits for CopyData
     cdef bint told_why                # it sent a FATAL error to the client
     cdef public bint is_retiring      # to be closed when its loan ends
     cdef public uint32_t process_id   # from BackendKeyData
@@ -82,6 +83,7 @@ cdef class ServerCore(Connection):
     cdef bint is_settled(self) noexcept
     cdef int release(self) except -1
     cdef int drop_client(self) except -1
+    cdef int finish_alone(self) except -1
     cdef Py_ssize_t process(self, const char* p, Py_ssize_t n) except -1
     cdef int message(
         self, char kind, const char* p, Py_ssize_t size, Reply* head
@@ -92,7 +94,7 @@ cdef class ServerCore(Connection):
     cdef int ready(self, const char* p, Py_ssize_t size) except -1
     cdef int fakes(self) except -1
     cdef void count(self, Reply* reply) noexcept
-    cdef int count_lost(self) except -1
+    cdef int count_rest(self, bint is_lost) except -1
     cdef int ask_query(self, bytes message) except -1
     cdef int prepare(self, Statement statement, uint8_t action) except -1
     cdef int gone(self) except -1

@@ -150,23 +150,46 @@ cdef class ServerCore(Connection):
     cdef int drop_client(self) except -1:
         """End the loan because the client goes away, wherever it stands."""
         cdef bint is_settled = self.is_settled()
-        if not is_settled:
-            self.count_lost()
+        cdef bint is_busy = self.replies.count > 0
+        self.count_rest(True)
         if self.pool.mode == MODE_SESSION:
             self.flags |= SESSION_STATE
         self.client.server = None
         self.client = None
         if not is_settled:
-            self.host.abandon(self)
+            self.phase = SERVER_CLOSED
+            self.host.abandon(self, is_busy)
             return 0
         return self.settle()
+
+    cdef int finish_alone(self) except -1:
+        """End the loan of a client that said goodbye behind its last request.
+
+        As with Postgres, what it asked for is done all the same.
+        """
+        if (
+            self.replies.count == 0
+            or self.in_copy
+            or self.out_size
+            or self.body_left
+            or self.client.body_left
+        ):
+            return self.drop_client()
+        self.count_rest(False)
+        self.flags |= SESSION_STATE
+        self.client.server = None
+        self.client = None
+        self.phase = SERVER_RESETTING
+        return self.resume()
 
     cdef int settle(self) except -1:
         """Go to the next client, to the pool, or to the end."""
         cdef Borrower client
         cdef bytes reset
+        self.resume()
         if (
             self.is_retiring
+            or self.status != b"I"
             or self.epoch != self.pool.epoch
             or self.settings is None
             or 0 < self.expires_at < self.reactor.now
@@ -252,6 +275,11 @@ cdef class ServerCore(Connection):
         cdef Py_ssize_t used
         if self.phase == SERVER_LOGIN:
             return Connection.on_readable(self)
+        if self.phase == SERVER_CLOSED:
+            # It is being cancelled: what it still says is for nobody.
+            if self.receive(self.reactor.scratch, SCRATCH) < 0:
+                self.unwatch()
+            return 0
         if self.in_size == 0:
             got = self.receive(self.reactor.scratch, SCRATCH)
             if got <= 0:
@@ -360,6 +388,8 @@ cdef class ServerCore(Connection):
             return self.complete(p, size, head)
         if kind == b"S" and self.client is None:
             return 0
+        if kind == b"G" or kind == b"W":
+            self.in_copy = True
         self.pass_on(p, size, head)
         if (
             kind == b"1" and asked == ASKED_PARSE
@@ -393,6 +423,7 @@ cdef class ServerCore(Connection):
         cdef Py_ssize_t at = size - 2
         cdef uint64_t rows = 0
         cdef uint64_t scale = 1
+        self.in_copy = False
         self.pass_on(p, size, head)
         if head == NULL:
             return 0
@@ -427,6 +458,7 @@ cdef class ServerCore(Connection):
         cdef Statement statement
         cdef uint8_t was_counted = 0
         cdef char[5] sqlstate
+        self.in_copy = False
         memcpy(sqlstate, b"XX000", 5)
         while at < end and at[0] != 0:
             stop = <const char*> memchr(at, 0, end - at)
@@ -537,22 +569,26 @@ cdef class ServerCore(Connection):
         self.bytes_out = 0
         self.last_done = now
 
-    cdef int count_lost(self) except -1:
-        """Attribute what was sent and will not be answered."""
-        cdef Reply* head
-        while self.replies.count:
-            head = self.replies.head()
-            head.failed = 1
-            memcpy(head.sqlstate, b"08006", 5)
-            self.count(head)
-            self.replies.pop()
+    cdef int count_rest(self, bint is_lost) except -1:
+        """Attribute what was sent and will not be answered to the client."""
+        cdef uint32_t index
+        cdef Reply* reply
+        for index in range(self.replies.count):
+            reply = self.replies.at(index)
+            if is_lost:
+                reply.failed = 1
+                memcpy(reply.sqlstate, b"08006", 5)
+            self.count(reply)
+            reply.queries = 0
+        if is_lost:
+            self.replies.clear()
         return 0
 
     cdef int gone(self) except -1:
         """The server closed the connection."""
         cdef Borrower client = self.client
         if client is not None:
-            self.count_lost()
+            self.count_rest(True)
             self.client = None
             client.server = None
             self.host.server_lost(self)

@@ -94,7 +94,7 @@ class Engine:
         self.directory = directory
         self._meter = Meter(config.usage, sinks, clock=self._clock)
         await self._meter.start()
-        self._gate = Gate(config.listen, metrics=self.metrics)
+        self._gate = Gate(config.listen)
         self._limiter = Limiter(config.limits, clock=self._clock)
         self._relay = Relay(
             config,

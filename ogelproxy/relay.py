@@ -190,13 +190,13 @@ class Relay:
             server.send(messages.TERMINATE)
         self._close_server(server)
 
-    def abandon(self, server: Server) -> None:
+    def abandon(self, server: Server, is_busy: bool) -> None:
         """End a server connection whose client left it half-way.
 
         What it runs is cancelled first: Postgres would notice the closed
         socket only when it next writes.
         """
-        if server.transaction_status == "I" or server.owed:
+        if is_busy:
             self.spawn(self._cancel_and_retire(server))
         else:
             self.retire(server)
