@@ -160,7 +160,7 @@ class TokenExchange(Exchange):
         if self._is_over:
             raise ProtocolViolation("the login is over")
         self._is_over = True
-        if body.find(b"\0") != len(body) - 1:
+        if body.count(b"\0") != 1 or not body.endswith(b"\0"):
             raise ProtocolViolation("PasswordMessage is malformed")
         try:
             token = body[:-1].decode("ascii")

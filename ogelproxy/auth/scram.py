@@ -57,6 +57,7 @@ class ScramKeys:
 def prepare_password(password: str) -> bytes:
     """Normalise a password with SASLprep just as Postgres does (RFC 4013).
 
+    Bytes that are not UTF-8 come and go as lone surrogates (PEP 383).
     ASCII passes as it is. A password that SASLprep prohibits is used raw, and
     the prohibitions are looked for before NFKC: both are Postgres' choices
     (src/common/saslprep.c), and any other choice would lock somebody out.

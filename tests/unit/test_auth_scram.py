@@ -48,7 +48,13 @@ RFC_CLIENT_FINAL = (
 )
 RFC_SERVER_FINAL = b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
 
-passwords = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=40)
+#: What a client may send: any bytes but zero, as Python keeps them in a str.
+passwords = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    st.binary(min_size=1, max_size=40).map(
+        lambda raw: raw.replace(b"\0", b"x").decode("utf-8", "surrogateescape")
+    ),
+)
 
 
 def key(secret: str, salt: bytes = SALT, iterations: int = ITERATIONS) -> KeyVerifier:
