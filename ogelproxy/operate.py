@@ -259,7 +259,7 @@ async def resume(store: Store, handle: str) -> Answer:
 
 @org.command("set-limiter")
 @handle_argument
-@click.argument("mode", type=click.Choice(LimiterMode))
+@click.argument("mode", type=click.Choice([*map(str, LimiterMode)]))
 @click.option(
     "--max-wait",
     type=click.FloatRange(0, 300),
@@ -268,11 +268,9 @@ async def resume(store: Store, handle: str) -> Answer:
     help="Seconds that a query may wait for its turn.",
 )
 @operation
-async def set_limiter(
-    store: Store, handle: str, mode: LimiterMode, max_wait: float
-) -> Answer:
+async def set_limiter(store: Store, handle: str, mode: str, max_wait: float) -> Answer:
     """Set what happens to queries over the rate: enforce, warn or off."""
-    await store.set_limiter(handle, mode, max_wait, actor=_actor())
+    await store.set_limiter(handle, LimiterMode(mode), max_wait, actor=_actor())
     return Answer(
         await store.fetch_organization(handle),
         f"the limiter of {handle} is set to {mode}, waiting {max_wait:g} s",
@@ -341,14 +339,14 @@ def db() -> None:
 @click.option(
     "--type",
     "database_type",
-    type=click.Choice(DatabaseType),
-    default=DatabaseType.POSTGRES,
+    type=click.Choice([*map(str, DatabaseType)]),
+    default=str(DatabaseType.POSTGRES),
     show_default=True,
 )
 @click.option(
     "--pool-mode",
-    type=click.Choice(PoolMode),
-    default=PoolMode.AUTO,
+    type=click.Choice([*map(str, PoolMode)]),
+    default=str(PoolMode.AUTO),
     show_default=True,
 )
 @dsn_option
@@ -357,13 +355,18 @@ async def create_db(
     store: Store,
     handle: str,
     name: str,
-    database_type: DatabaseType,
-    pool_mode: PoolMode,
+    database_type: str,
+    pool_mode: str,
     dsn: str,
 ) -> Answer:
     """Route a database name of an organisation to a connection string."""
     made = await store.create_database(
-        handle, name, database_type, _secret_from(dsn), pool_mode, actor=_actor()
+        handle,
+        name,
+        DatabaseType(database_type),
+        _secret_from(dsn),
+        PoolMode(pool_mode),
+        actor=_actor(),
     )
     return Answer(made, f"database {name} of {handle} created")
 

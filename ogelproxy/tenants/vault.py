@@ -49,14 +49,14 @@ class Vault:
         """Return what was encrypted; raises SecretUnreadable if no key fits."""
         try:
             return Secret(self._fernet.decrypt(token).decode())
-        except InvalidToken:
+        except (InvalidToken, ValueError):  # the latter for what isn't ASCII
             raise SecretUnreadable() from None
 
     def rotate(self, token: str) -> str:
         """Encrypt anew with the first key; raises SecretUnreadable if no key fits."""
         try:
             return self._fernet.rotate(token).decode()
-        except InvalidToken:
+        except (InvalidToken, ValueError):  # the latter for what isn't ASCII
             raise SecretUnreadable() from None
 
 
