@@ -9,7 +9,11 @@ from importlib.metadata import version
 from ogelproxy.embedded import find_binaries
 from ogelproxy.errors import EmbeddedFailed
 
-pytest_plugins = ["tests.fixtures.postgres", "tests.fixtures.certificates"]
+pytest_plugins = [
+    "tests.fixtures.certificates",
+    "tests.fixtures.engine",
+    "tests.fixtures.postgres",
+]
 
 
 def pytest_report_header() -> list[str]:
