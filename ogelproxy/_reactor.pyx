@@ -106,12 +106,11 @@ cdef class Reactor:
         cdef epoll_event events[EVENTS]
         cdef int count
         cdef int index
-        cdef int rounds
         cdef uint32_t slot
         cdef Connection connection
         self.is_turning = True
         try:
-            for rounds in range(ROUNDS):
+            for _ in range(ROUNDS):
                 count = epoll_wait(self.epoll, events, EVENTS, 0)
                 if count <= 0:
                     break

@@ -44,7 +44,9 @@ class Listen(Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on; `::` for all.")
     port: int = Field(5432, ge=0, le=65535, description="Port; 0 picks a free one.")
-    backlog: int = Field(1024, ge=1, le=65535, description="Length of the accept queue.")
+    backlog: int = Field(
+        1024, ge=1, le=65535, description="Length of the accept queue."
+    )
     max_clients: int = Field(
         20_000, ge=1, le=1_000_000, description="Client connections of one process."
     )
@@ -72,7 +74,9 @@ class Auth(Section):
     jwt_secret: Secret | None = Field(
         None, description="Shared secret of HS256 tokens; without it they are refused."
     )
-    jwks_url: str | None = Field(None, description="Key set for RS256 and ES256 tokens.")
+    jwks_url: str | None = Field(
+        None, description="Key set for RS256 and ES256 tokens."
+    )
     jwt_audience: str | None = Field(
         None, description="Required `aud` of a token; any when unset."
     )
@@ -111,7 +115,7 @@ class Control(Section):
         3600.0,
         ge=0,
         le=604_800,
-        description="Seconds the last known record serves while the control plane is away.",
+        description="Seconds that known records serve without the control plane.",
     )
     max_tenants: int = Field(
         100_000, ge=1, le=10_000_000, description="Tenant records kept in memory."
@@ -121,7 +125,9 @@ class Control(Section):
 class Redis(Section):
     """The meeting point of workers and machines."""
 
-    url: Secret | None = Field(None, description="Redis or Valkey; unset for one process.")
+    url: Secret | None = Field(
+        None, description="Redis or Valkey; unset for one process."
+    )
 
 
 class Pool(Section):
@@ -131,7 +137,7 @@ class Pool(Section):
         20, ge=1, le=10_000, description="Server connections per database and pool."
     )
     max_prepared_statements: int = Field(
-        200, ge=0, le=10_000, description="Statements kept prepared per server connection."
+        200, ge=1, le=10_000, description="Statements kept prepared on one server."
     )
     max_prepared_bytes: int = Field(
         4_194_304, ge=4096, description="Bytes of statement text kept per pool."
@@ -143,7 +149,7 @@ class Pool(Section):
         30.0, gt=0, le=3600, description="Seconds a client waits for a server."
     )
     server_idle_timeout: float = Field(
-        600.0, ge=0, description="Seconds after which an unused server is closed; 0 never."
+        600.0, ge=0, description="Seconds until an unused server is closed; 0 never."
     )
     server_lifetime: float = Field(
         3600.0, ge=0, description="Seconds after which a server is replaced; 0 never."
@@ -182,7 +188,7 @@ class Usage(Section):
         10.0, gt=0, le=3600, description="Seconds after which a batch is closed."
     )
     sync_interval: float = Field(
-        1.0, gt=0, le=60, description="Seconds between writes of the open batch to disk."
+        1.0, gt=0, le=60, description="Seconds between writes of the open batch."
     )
     max_rows: int = Field(
         16_384, ge=256, le=1_048_576, description="Distinct rows of one batch."

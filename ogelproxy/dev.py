@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ogelproxy.auth import apikey
-from ogelproxy.config import Admin, Config, Control, Listen, Secret, Tls, Usage
+from ogelproxy.config import Admin, Config, Control, Listen, Pool, Secret, Tls, Usage
 from ogelproxy.demo import ORGANIZATIONS, DemoOrganization, Seeder
 from ogelproxy.embedded import EmbeddedPostgres, is_free
 from ogelproxy.engine import Engine
@@ -36,8 +36,10 @@ from ogelproxy.errors import EmbeddedFailed
 HOST = "127.0.0.1"
 #: The control plane's database on the embedded Postgres.
 CONTROL_DATABASE = "platform"
-#: Room for the pools of all demo databases with the default pool.max_servers.
-POSTGRES_SETTINGS = {"max_connections": "300"}
+#: A load run in session mode needs as many servers as it has clients.
+MAX_SERVERS = 100
+#: Room for the pools of all demo databases.
+POSTGRES_SETTINGS = {"max_connections": "800"}
 CERTIFICATE_LIFETIME = datetime.timedelta(days=365)
 CERTIFICATE_RENEWAL = datetime.timedelta(days=30)
 
@@ -152,12 +154,21 @@ class DevStack:
         await Seeder(postgres, control, kept["orgs"]).seed(CONTROL_DATABASE)
 
         self._report("Starting the proxy")
-        config = Config(
-            listen=Listen(host=HOST, port=self._options.port),
-            admin=Admin(host=HOST, port=self._options.admin_port),
-            control=control,
-            usage=Usage(spool_dir=state.directory / "spool"),
-            tls=state.certificate() if self._options.has_tls else Tls(),
+        # Settings of the environment hold, JWT_SECRET among them, but for those
+        # that the stack itself decides.
+        given = Config.load(None, os.environ)
+        servers = {"max_servers": MAX_SERVERS} | given.pool.model_dump(
+            include=given.pool.model_fields_set
+        )
+        config = given.model_copy(
+            update={
+                "listen": Listen(host=HOST, port=self._options.port),
+                "admin": Admin(host=HOST, port=self._options.admin_port),
+                "control": control,
+                "pool": Pool(**servers),
+                "usage": Usage(spool_dir=state.directory / "spool"),
+                "tls": state.certificate() if self._options.has_tls else Tls(),
+            }
         )
         self._engine = await parts.enter_async_context(Engine(config))
         clients = self._engine.addresses["postgres"]

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 #: Seconds between looks at timeouts, idle servers and pools.
 SWEEP_INTERVAL = 0.25
 
+
 class Engine:
     """A proxy: listener, seven layers, and what they share."""
 
@@ -287,9 +288,7 @@ def _why_not(session: Any, old: Tenant, new: Tenant | None) -> OgelError | None:
     """Why an open connection may not go on under the new record, or None."""
     if new is None or new.is_suspended:
         return TenantSuspended()
-    if session.key_id is not None and all(
-        key.id != session.key_id for key in new.keys
-    ):
+    if session.key_id is not None and all(key.id != session.key_id for key in new.keys):
         return CredentialRejected("the key was revoked")
     target = new.databases.get(session.database)
     if target is None or target.id != session.target_id:

@@ -38,9 +38,7 @@ class OgelError(Exception):
     is_fatal: ClassVar[bool] = True
     client_text: str = "internal error"
 
-    def __init__(
-        self, log_text: str = "", *, detail: str = "", hint: str = ""
-    ) -> None:
+    def __init__(self, log_text: str = "", *, detail: str = "", hint: str = "") -> None:
         super().__init__(log_text or self.client_text)
         self.detail = detail
         self.hint = hint

@@ -146,4 +146,3 @@ def end_point(certificate: x509.Certificate) -> bytes:
         name = "sha256"
     encoded = certificate.public_bytes(Encoding.DER)
     return hashlib.new(name, encoded).digest()
-

@@ -165,9 +165,7 @@ class Login:
             else:
                 client.send(b"N")
         if packet.minor or packet.unknown_options:
-            client.send(
-                messages.negotiate_protocol_version(0, packet.unknown_options)
-            )
+            client.send(messages.negotiate_protocol_version(0, packet.unknown_options))
         if self.config.tls.is_required and not self._is_private(client):
             raise TLSRequired()
         return packet
@@ -238,7 +236,7 @@ class Login:
         )
         client.send(
             messages.AUTHENTICATION_OK
-            + settings.statuses
+            + (settings.statuses or b"")
             + messages.backend_key_data(process_id, secret)
             + messages.READY_IDLE
         )

@@ -77,6 +77,8 @@ class Pool(PoolCore):
         self._settings: OrderedDict[tuple[tuple[str, str], ...], Settings] = (
             OrderedDict()
         )
+        self._statuses: dict[str, str] = {}  # of a fresh server
+        self._proving = asyncio.Lock()
         self._pause = 0.0
         self._may_open_at = 0.0
 
@@ -98,9 +100,7 @@ class Pool(PoolCore):
         try:
             server = await self._open()
         except TargetUnreachable as error:
-            log.warning(
-                "can't open a server: %s", error, extra={"tenant": self.handle}
-            )
+            log.warning("can't open a server: %s", error, extra={"tenant": self.handle})
             for client in self.waiting_clients:
                 client.give_up(messages.error_response(error, is_fatal=False))
             return
@@ -143,35 +143,46 @@ class Pool(PoolCore):
         if found is not None:
             self._settings.move_to_end(items)
             return found
-        server = await self._borrow()
-        try:
-            if not items:
-                found = self.baseline
-            else:
-                found = await self._prove(server, items)
-        except BaseException:
-            self.host.retire(server)
-            raise
-        server.enter_pool()
-        self._settings[items] = found
+        async with self._proving:
+            # Clients that start together with the same settings prove them once.
+            if (found := self._settings.get(items)) is None:
+                found = self._settings[items] = await self._prove(items)
         while len(self._settings) > MAX_SETTINGS:
             self._settings.popitem(last=False)
         return found
 
-    async def _prove(
-        self, server: Server, items: tuple[tuple[str, str], ...]
-    ) -> Settings:
-        settings = Settings(items)
-        failure = await server.run(self.switch(self.baseline, settings))
-        if failure is not None:
-            raise SettingsRefused(failure)
-        settings.statuses = render_statuses(self._statuses | server.statuses)
-        server.settings = settings
+    async def _prove(self, items: tuple[tuple[str, str], ...]) -> Settings:
+        server = await self._borrow()
+        try:
+            settings = self.baseline
+            if server.settings is not self.baseline:
+                assert server.settings is not None
+                await self._set(server, server.settings, self.baseline)
+            server.statuses = {}
+            if items:
+                settings = Settings(items)
+                await self._set(server, self.baseline, settings)
+                settings.statuses = render_statuses(self._statuses | server.statuses)
+        except OSError as error:
+            self.host.retire(server)
+            raise TargetUnreachable(
+                f"lost while settings were proven: {error}"
+            ) from error
+        except BaseException:
+            self.host.retire(server)
+            raise
+        server.enter_pool()
         return settings
 
+    async def _set(self, server: Server, have: Settings, want: Settings) -> None:
+        failure = await server.run(self.switch(have, want))
+        if failure is not None:
+            raise SettingsRefused(failure)
+        server.settings = want
+
     async def _borrow(self) -> Server:
-        """Have a server for a use of the proxy's own, set to the baseline."""
-        server = self.take_idle()
+        """Have a server for a use of the proxy's own."""
+        server: Server | None = self.take_idle()
         if server is None and self.has_room:
             server = await self._open()
         elif server is None:
@@ -180,14 +191,8 @@ class Pool(PoolCore):
                     server = await self.next_idle()
             except TimeoutError:
                 raise PoolTimeout(self.config.queue_timeout) from None
-        server.phase = 0
-        if server.settings is not self.baseline:
-            failure = await server.run(self.switch(server.settings, self.baseline))
-            if failure is not None:
-                self.host.retire(server)
-                raise SettingsRefused(failure)
-            server.settings = self.baseline
-        server.statuses = {}
+        assert server is not None
+        server.phase = 0  # a coroutine owns it
         return server
 
     def switch(self, have: Settings, want: Settings) -> bytes:

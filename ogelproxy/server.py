@@ -12,7 +12,7 @@ import ssl
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ogelproxy._server import ServerCore
@@ -74,11 +74,8 @@ class Address:
         """Open a non-blocking socket. Raises OSError."""
         loop = asyncio.get_running_loop()
         if self.host.startswith("/"):
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            places: list[tuple[socket.AddressFamily, object]] = [
-                (socket.AF_UNIX, f"{self.host}/.s.PGSQL.{self.port}")
-            ]
-            sock.close()
+            path = f"{self.host}/.s.PGSQL.{self.port}"
+            places: list[tuple[int, Any]] = [(socket.AF_UNIX, path)]
         else:
             places = [
                 (family, address)
@@ -215,9 +212,7 @@ class Server(ServerCore):
                     raise TargetUnreachable(f"{address.host}: no common SASL mechanism")
                 scram = ScramClient(address.user, password)
                 first = scram.first()
-                self._answer(
-                    b"SCRAM-SHA-256\0" + len(first).to_bytes(4, "big") + first
-                )
+                self._answer(b"SCRAM-SHA-256\0" + len(first).to_bytes(4, "big") + first)
             elif code == 11 and scram is not None:
                 salt, iterations = scram.challenge(data)
                 keys = await cache.keys(password, salt, iterations)
@@ -234,9 +229,7 @@ class Server(ServerCore):
 
     def _refused(self, body: bytes) -> None:
         fields = messages.read_fields(body)
-        raise TargetUnreachable(
-            f"login refused: {fields.get('C')} {fields.get('M')}"
-        )
+        raise TargetUnreachable(f"login refused: {fields.get('C')} {fields.get('M')}")
 
     def _note_status(self, body: bytes) -> None:
         name, value = messages.read_strings(body)

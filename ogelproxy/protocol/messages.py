@@ -70,9 +70,7 @@ def authentication(body: bytes) -> bytes:
 
 
 def parameter_status(name: str, value: str) -> bytes:
-    return message(
-        b"S", f"{name}\0{value}\0".encode("utf-8", "surrogateescape")
-    )
+    return message(b"S", f"{name}\0{value}\0".encode("utf-8", "surrogateescape"))
 
 
 def backend_key_data(process_id: int, secret: bytes) -> bytes:
@@ -115,6 +113,4 @@ def read_strings(body: bytes) -> list[str]:
     """Read the zero-terminated strings that make up `body`."""
     if not body.endswith(b"\0"):
         raise ProtocolViolation("string is not terminated")
-    return [
-        part.decode("utf-8", "surrogateescape") for part in body[:-1].split(b"\0")
-    ]
+    return [part.decode("utf-8", "surrogateescape") for part in body[:-1].split(b"\0")]

@@ -81,9 +81,7 @@ def parse(packet: bytes) -> EncryptionRequest | CancelRequest | Startup:
 def _parse_parameters(body: bytes, minor: int) -> Startup:
     if body[-2:] != b"\0\0" and body != b"\0":
         raise ProtocolViolation("startup packet is not terminated")
-    words = [
-        word.decode("utf-8", "surrogateescape") for word in body[:-2].split(b"\0")
-    ]
+    words = [word.decode("utf-8", "surrogateescape") for word in body[:-2].split(b"\0")]
     if len(words) % 2:
         raise ProtocolViolation("startup packet has a parameter without a value")
     given = dict(zip(words[::2], words[1::2], strict=True))
