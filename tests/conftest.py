@@ -9,10 +9,12 @@ from importlib.metadata import version
 from ogelproxy.embedded import find_binaries
 from ogelproxy.errors import EmbeddedFailed
 
+# In this order: a plugin's tests of values are shown well only when nothing
+# imported it before.
 pytest_plugins = [
+    "tests.fixtures.postgres",
     "tests.fixtures.certificates",
     "tests.fixtures.engine",
-    "tests.fixtures.postgres",
 ]
 
 
