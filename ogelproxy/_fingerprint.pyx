@@ -20,35 +20,25 @@ from ogelproxy._statement cimport *
 
 
 cdef enum:  # Scan.state
-    S_GROUND          # between tokens
+    S_GROUND        # between tokens
     S_NAME
-    S_UNICODE         # behind u&
-    S_QUOTED          # in a quoted name
-    S_QUOTED_QUOTE    # behind a quote in it: the end, or the first of two
+    S_UNICODE       # behind u&
+    S_QUOTED        # in a quoted name
+    S_QUOTED_QUOTE  # behind a quote in it: the end, or the first of two
     S_OPERATOR
-    S_STRING
-    S_STRING_QUOTE
-    S_ESCAPE          # in E'', where a backslash hides a quote
-    S_ESCAPE_QUOTE
-    S_ESCAPE_SLASH
-    S_DOLLAR          # behind a dollar that begins something
-    S_TAG             # in the tag that begins a dollar quote
-    S_BODY            # in a dollar quote
-    S_BODY_TAG        # behind a dollar in it
-    S_LINE            # in a comment to the end of the line
-    S_BLOCK
-    S_BLOCK_STAR
-    S_BLOCK_SLASH
-    S_DOT             # behind a dot: the token, or a number's first byte
-    S_PARAMETER       # numbers, from here on
-    S_ZERO
-    S_INTEGER
-    S_FRACTION
-    S_EXPONENT_FIRST
-    S_EXPONENT_SIGN
-    S_EXPONENT
-    S_RADIX_FIRST
-    S_RADIX
+    S_STRING, S_STRING_QUOTE
+    S_ESCAPE, S_ESCAPE_QUOTE, S_ESCAPE_SLASH  # in E'', where \' is no end
+    S_DOLLAR        # behind a dollar that begins something
+    S_TAG           # in the tag that begins a dollar quote
+    S_BODY          # in a dollar quote
+    S_BODY_TAG      # behind a dollar in it
+    S_LINE          # in a comment to the end of the line
+    S_BLOCK, S_BLOCK_STAR, S_BLOCK_SLASH
+    S_DOT           # behind a dot: the token, or a number's first byte
+    S_PARAMETER     # numbers, from here on
+    S_ZERO, S_INTEGER, S_FRACTION
+    S_EXPONENT_FIRST, S_EXPONENT_SIGN, S_EXPONENT
+    S_RADIX_FIRST, S_RADIX
 
 cdef enum:  # CLASS, what a byte may begin
     C_MARK, C_SPACE, C_NEWLINE, C_LETTER, C_DIGIT, C_OPERATOR, C_QUOTE
@@ -92,8 +82,12 @@ cdef inline void push(Scan* s, uint8_t c) noexcept nogil:
         s.word = 0
 
 
+cdef inline uint64_t name_value(Scan* s) noexcept nogil:
+    return mix(s.name + (<uint64_t> s.length << 16), s.word)
+
+
 cdef void end_name(Scan* s, bint is_quoted) noexcept nogil:
-    cdef uint64_t value = mix(s.name + (<uint64_t> s.length << 16), s.word)
+    cdef uint64_t value = name_value(s)
     cdef const Keyword* keyword = find(value)
     s.state = S_GROUND
     if keyword and keyword.word < W_PG_TEMP:
@@ -199,7 +193,7 @@ cdef const uint8_t* in_name(
         return p
     if length == 1:
         c = p[0]
-        if c == b"'" and (word == b"e" or word == b"b" or word == b"x" or word == b"n"):
+        if c == b"'" and <uint8_t> word in b"ebxn":
             take(s, LITERAL, NULL, T_LITERAL)
             s.state = S_ESCAPE if word == b"e" else S_STRING
             return p + 1
@@ -298,7 +292,7 @@ cdef const uint8_t* in_quoted(Scan* s, const uint8_t* p) noexcept nogil:
     return resume_operator(s, b"&", p)
 
 
-cdef const uint8_t* resume_operator(
+cdef inline const uint8_t* resume_operator(
     Scan* s, uint8_t c, const uint8_t* p
 ) noexcept nogil:
     begin(s, S_OPERATOR, 0)
@@ -457,9 +451,9 @@ cdef void scan_feed(Scan* s, const char* text, Py_ssize_t size) noexcept nogil:
 
 
 cdef void scan_finish(Scan* s) noexcept nogil:
-    scan_feed(s, b" ", 1)  # ends any token that can end
     if s.state == S_QUOTED:
         end_name(s, True)
+    scan_feed(s, b" ", 1)  # ends any other token
     end_statement(s)
     s.fingerprint = mix(s.hash, s.statements) or 1
 
@@ -481,21 +475,21 @@ Flag = IntFlag(  # in the order of FLAG_
 )
 
 
-cdef int know(name, word, lead=(KIND_OTHER, 0, 0), is_operand=False) except -1:
+cdef int know(name, word, lead, is_operand) except -1:
     cdef Scan s
-    cdef uint64_t value
-    cdef uint32_t slot
     begin(&s, S_NAME, SEED_NAME)
     for c in name.encode():
         push(&s, c)
-    value = mix(s.name + (<uint64_t> s.length << 16), s.word)
-    slot = <uint32_t> (value >> 55)
+    cdef uint64_t value = name_value(&s)
+    cdef uint32_t slot = <uint32_t> (value >> 55)
     while KEYS[slot]:
         slot = (slot + 1) & (SLOTS - 1)
     KEYS[slot] = value
     KEYWORDS[slot].word = word
-    KEYWORDS[slot].kind, KEYWORDS[slot].flags, KEYWORDS[slot].weight = lead
     KEYWORDS[slot].is_operand = is_operand
+    KEYWORDS[slot].kind = KIND_OTHER
+    if lead:
+        KEYWORDS[slot].kind, KEYWORDS[slot].flags, KEYWORDS[slot].weight = lead
     return 0
 
 
@@ -503,15 +497,14 @@ cdef int fill_tables() except -1:
     for c in range(256):
         letter = chr(c).lower() if c < 128 else chr(c)
         CLASS[c] = C_MARK
-        if letter.isascii() and letter.isalpha() or letter == "_" or c >= 128:
-            CLASS[c] = C_LETTER
+        if c >= 128 or letter.isalpha() or letter in "_0123456789$":
             LOWER[c] = ord(letter)
-        elif letter.isdigit() or letter == "$":
-            CLASS[c] = C_DIGIT if letter != "$" else C_DOLLAR
-            LOWER[c] = c
+            CLASS[c] = C_LETTER
     for kind, members in (
         (C_SPACE, b" \t\f\v"),
         (C_NEWLINE, b"\n\r"),
+        (C_DIGIT, b"0123456789"),
+        (C_DOLLAR, b"$"),
         (C_OPERATOR, b"~!@#^&|`?+-*/%<>="),
         (C_QUOTE, b"'"),
         (C_DOUBLE_QUOTE, b'"'),
@@ -545,43 +538,35 @@ cdef int fill_tables() except -1:
     }
     plain = "set show select insert update delete merge prepare declare fetch notify "
     plain += "lock explain"
-    leads = {name: (Kind[name.upper()], 0, 0) for name in plain.split()} | {
-        # kind, flags, hundredths of complexity
+    flagged = "copy execute deallocate close listen discard load"
+    leads = {name: (Kind[name.upper()], 0, 0) for name in plain.split()}
+    for name in flagged.split():
+        leads[name] = Kind[name.upper()], Flag[name.upper()], 0
+    leads |= {  # kind, flags, hundredths of complexity
         "begin start": (KIND_BEGIN, FLAG_TRANSACTION, 0),
         "commit end": (KIND_COMMIT, FLAG_TRANSACTION, 0),
         "rollback abort": (KIND_ROLLBACK, FLAG_TRANSACTION, 0),
         "savepoint release": (KIND_SAVEPOINT, FLAG_TRANSACTION, 0),
         "reset": (KIND_SET, 0, 0),
-        "copy": (KIND_COPY, FLAG_COPY, 0),
         "table values with": (KIND_SELECT, 0, 0),
-        "execute": (KIND_EXECUTE, FLAG_EXECUTE, 0),
-        "deallocate": (KIND_DEALLOCATE, FLAG_DEALLOCATE, 0),
         "move": (KIND_FETCH, 0, 0),
-        "close": (KIND_CLOSE, FLAG_CLOSE, 0),
-        "listen": (KIND_LISTEN, FLAG_LISTEN, 0),
         "unlisten": (KIND_LISTEN, FLAG_UNLISTEN, 0),
-        "discard": (KIND_DISCARD, FLAG_DISCARD, 0),
-        "load": (KIND_LOAD, FLAG_LOAD, 0),
         "call do": (KIND_CALL, 0, 100),
         "create alter drop truncate comment grant revoke security import reassign":
             (KIND_DDL, FLAG_DDL, 100),
         "vacuum analyze analyse reindex cluster refresh checkpoint":
             (KIND_MAINTAIN, 0, 200),
     }
-    # Reserved words only: another one may name a column that is an operand.
-    operands = set(
-        "all and case default distinct else from having limit not offset on or "
-        "returning select then to using when where".split()
+    # Reserved words, or else a column of that name would be an operand; BETWEEN,
+    # which may be one, is good enough for signs.
+    operands = (
+        "all and between case default distinct else from having limit not offset on "
+        "or returning select then to using when where".split()
     )
     word_of = {name: word for word, names in words.items() for name in names.split()}
     lead_of = {name: lead for names, lead in leads.items() for name in names.split()}
     for name in sorted({*word_of, *lead_of, *operands}):
-        know(
-            name,
-            word_of.get(name, 0),
-            lead_of.get(name, (KIND_OTHER, 0, 0)),
-            name in operands or name == "between",
-        )
+        know(name, word_of.get(name, 0), lead_of.get(name), name in operands)
     return 0
 
 
@@ -608,12 +593,8 @@ def scan(bytes sql, cuts=()):
         start = cut
     scan_finish(&s)
     return ScanResult(
-        s.fingerprint,
-        s.statements,
-        s.free_statements,
-        s.complexity,
-        Flag(s.flags),
-        Kind(s.kind),
+        s.fingerprint, s.statements, s.free_statements, s.complexity,
+        Flag(s.flags), Kind(s.kind),
     )
 
 

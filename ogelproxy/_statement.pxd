@@ -131,7 +131,6 @@ cdef enum:
     MAX_WEIGHT = 1900  # hundredths above 1.0
 
 
-
 cdef struct Keyword:
     uint32_t flags   # of a statement that it leads
     uint32_t weight  # likewise, hundredths
