@@ -210,8 +210,7 @@ class TokenVerifier:
                     "enforce_minimum_key_length": True,
                 },
             )
-        # PyJWT lets pass what json raises for a token that is all brackets.
-        except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
             raise CredentialRejected(f"token: {type(error).__name__}") from None
         if _organization(claims) != handle:
             raise CredentialRejected("token is for another organisation")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import string
 from uuid import UUID, uuid4
 
 import psycopg
@@ -267,6 +268,30 @@ def test_a_malformed_first_message_is_a_violation(message: bytes) -> None:
         serve(key("secret")).first(SCRAM_SHA_256, message)
 
 
+def test_a_proof_has_one_spelling_only() -> None:
+    server = serve(key("secret"))
+    client = ScramClient("org_a", "secret")
+    final = client.final(server.first(client.mechanism, client.first()))
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    # 32 bytes leave two bits of the last letter unused: set one of them.
+    letter = alphabet[alphabet.index(chr(final[-2])) + 1].encode()
+    other = final[:-2] + letter + b"="
+    assert base64.b64decode(other[-44:]) == base64.b64decode(final[-44:])
+    with pytest.raises(ProtocolViolation, match="base64"):
+        server.final(other)
+
+
+def test_a_proof_over_another_nonce_is_refused_though_the_key_is_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = serve(key("secret"))
+    client = ScramClient("org_a", "secret")
+    challenge = server.first(client.mechanism, client.first())
+    monkeypatch.setattr(client, "_read_first", lambda _: (b"another", SALT, ITERATIONS))
+    with pytest.raises(ProtocolViolation, match="nonce"):
+        server.final(client.final(challenge))
+
+
 def test_an_unknown_optional_extension_is_ignored() -> None:
     message = b"n,,n=user,r=abc,x=anything"
     challenge = serve(key("secret")).first(SCRAM_SHA_256, message)
@@ -376,6 +401,7 @@ def test_secrets_are_in_no_repr() -> None:
         ("a\u200bb", b"a b"),
         ("\u00ad", "\u00ad".encode()),
         ("\u0627\u0031", "\u0627\u0031".encode()),
+        ("\u0627\u2168", "\u0627\u2168".encode()),
         ("\u0007\u00e9", "\u0007\u00e9".encode()),
         ("\u2168\u0221", "\u2168\u0221".encode()),
         ("caf\udce9", b"caf\xe9"),
