@@ -63,6 +63,7 @@ cdef class ClientCore(Borrower):
     cdef int flush_requests(self) except -1
     cdef int pay(self, uint32_t count) except -1
     cdef Reply* ask(self, uint8_t asked, Py_ssize_t size) except NULL
+    cdef bint breaks_statement_mode(self, uint32_t flags) noexcept
     cdef int refuse(self, char kind, bytes error) except -1
     cdef Py_ssize_t on_query(
         self, const char* p, Py_ssize_t size, Py_ssize_t have

@@ -11,7 +11,8 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memset
 
-from ogelproxy._fingerprint cimport scan_feed, scan_finish, scan_start
+from ogelproxy._fingerprint cimport FLAG_TRANSACTION, scan_feed, scan_finish, scan_start
+from ogelproxy._pool cimport MODE_STATEMENT
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
 from ogelproxy._replies cimport (
     ASKED_EXECUTE,
@@ -372,6 +373,9 @@ cdef class ClientCore(Borrower):
         reply.thing = <PyObject*> error
         return self.reactor.gather.copy(PyBytes_AS_STRING(failing), len(failing))
 
+    cdef bint breaks_statement_mode(self, uint32_t flags) noexcept:
+        return self.pool.mode == MODE_STATEMENT and flags & FLAG_TRANSACTION != 0
+
     # The simple protocol.
 
     cdef Py_ssize_t on_query(
@@ -393,6 +397,9 @@ cdef class ClientCore(Borrower):
         else:
             scan_feed(&self.scan, p + HEADER, have - HEADER)
             cost = max(self.scan.statements - self.scan.free_statements, 1)
+        if self.breaks_statement_mode(self.scan.flags):
+            self.refuse(b"Q", self.host.transaction_refused)
+            return self.drop(size, have)
         if not self.prepaid:
             verdict = self.pay(cost)
             if verdict == HELD:

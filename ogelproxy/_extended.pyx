@@ -325,6 +325,9 @@ cdef class ExtendedClient(ClientCore):
             raise ProtocolViolation("Execute is too short")
         if p[HEADER] != 0:
             statement = self.portals.get(p[HEADER:size - 5]) if self.portals else None
+        if statement is not None and self.breaks_statement_mode(statement.flags):
+            self.refuse(b"E", self.host.transaction_refused)
+            return size
         is_free = statement is not None and statement.is_free
         if self.prepaid:
             if is_free:

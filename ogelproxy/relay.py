@@ -20,6 +20,7 @@ from ogelproxy.errors import (
     IdleInTransactionTimeout,
     IdleTimeout,
     InternalError,
+    NotSupported,
     OgelError,
     ProtocolViolation,
     QueryTimeout,
@@ -74,6 +75,9 @@ class Relay:
         self.metrics = metrics
         self.transaction_wait = config.limits.transaction_wait
         self.reset_message = messages.query(config.pool.reset_query)
+        self.transaction_refused = messages.error_response(
+            NotSupported("a transaction block in statement mode"), is_fatal=False
+        )
         self.server_lost_message = messages.error_response(ServerLost())
         self.clients: dict[str, set[Client]] = {}
         self.client_count = 0
