@@ -129,7 +129,8 @@ def _secret_from(text: str) -> Secret:
 
 def _show(answer: Answer, *, is_json: bool) -> None:
     if is_json:
-        click.echo(orjson.dumps(answer.data, option=orjson.OPT_INDENT_2))
+        # str: the driver's UUIDs are of a subclass, which orjson does not take.
+        click.echo(orjson.dumps(answer.data, str, orjson.OPT_INDENT_2))
         return
     if answer.text is not None:
         click.echo(answer.text)
