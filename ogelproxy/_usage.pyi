@@ -1,5 +1,7 @@
 from os import PathLike
+from typing import final
 
+@final
 class Attribution:
     """Who pays for a query: organisation, database, application, tier.
 
@@ -22,6 +24,7 @@ class Attribution:
         work_mem_bytes: float,
     ) -> Attribution: ...
 
+@final
 class UsageTable:
     """Counters per payer and fingerprint, stored in the open batch file.
 
@@ -82,9 +85,9 @@ class UsageTable:
         rows: int = 0,
         bytes_in: int = 0,
         bytes_out: int = 0,
-        server_seconds: float = 0,
-        queue_seconds: float = 0,
-        throttled_seconds: float = 0,
+        server_seconds: float = 0.0,
+        queue_seconds: float = 0.0,
+        throttled_seconds: float = 0.0,
     ) -> None:
         """Count from Python what compiled code counts by ``count``.
 

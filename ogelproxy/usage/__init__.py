@@ -232,9 +232,9 @@ class Meter:
                     await self._close_batch()
                 elif self._path is not None:
                     await self._on_disk(self._spool.sync, self._path)
-            except (OSError, OgelError) as error:
-                # Counting goes on in the batch there is, and the next turn tries
-                # again.
+            except Exception as error:
+                # Whatever it is, counting goes on in the batch there is and the
+                # next turn tries again: billing has no one else to keep it.
                 logger.warning("usage could not be written: %s", _text(error))
 
     def _begin(self) -> None:
