@@ -111,8 +111,11 @@ cdef class ClientCore(Borrower):
     cdef int on_drained(self) except -1:
         if self.phase == CLIENT_LINGER:
             self.end_output()
-        elif self.server is not None:
+            return 0
+        if self.server is not None:
             self.server.resume()
+        if self.is_stalled:
+            self.unstall()
         return 0
 
     cdef int on_deferred(self) except -1:
@@ -171,7 +174,9 @@ cdef class ClientCore(Borrower):
             size = frame_size(p + i, MAX_MESSAGE)
             if size < 0:
                 raise ProtocolViolation("impossible message length")
-            if self.server is not None and self.server.replies.count >= MAX_OWED:
+            if self.out_size > HIGH_WATER or (
+                self.server is not None and self.server.replies.count >= MAX_OWED
+            ):
                 self.is_stalled = True
                 self.pause()
                 break

@@ -7,7 +7,7 @@ Rules of the manual's 55.2.3.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memchr, memcmp, memcpy
 
 from ogelproxy._bucket cimport MODE_OFF
@@ -36,7 +36,7 @@ from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size, put32
 from ogelproxy.errors import ProtocolViolation, QueryTooLarge
 
 cdef enum:
-    NAMES_SEEN = 4096       # bytes of a Bind that must be there to be forwarded
+    NAMES_SEEN = 4096       # bytes of a message in which its names have to end
     MAX_NAMES = 5000        # prepared statements of one client
     MAX_PORTALS = 1000      # named portals of one transaction whose text is known
     MAX_SHARED = 16         # times its bytes that a pool's statements may take
@@ -73,7 +73,7 @@ cdef class ExtendedClient(ClientCore):
     ) except -1:
         cdef Py_ssize_t needed = size
         if kind not in b"PBDECSH":
-            raise ProtocolViolation(f"unexpected message {bytes([kind])!r}")
+            raise ProtocolViolation(f"unexpected message {bytes([<uint8_t> kind])!r}")
         if kind == b"B":
             needed = min(size, <Py_ssize_t> NAMES_SEEN)
         elif size > MAX_SEEN and kind == b"P":
@@ -225,7 +225,9 @@ cdef class ExtendedClient(ClientCore):
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1:
         cdef const char* name = p + HEADER
-        cdef const char* body = <const char*> memchr(name, 0, have - HEADER)
+        cdef const char* body = <const char*> memchr(
+            name, 0, min(have, <Py_ssize_t> NAMES_SEEN) - HEADER
+        )
         cdef Py_ssize_t body_size
         cdef Statement statement
         cdef Reply* reply
@@ -284,13 +286,14 @@ cdef class ExtendedClient(ClientCore):
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1:
         cdef const char* end = p + have
+        cdef const char* seen = p + min(have, <Py_ssize_t> NAMES_SEEN)
         cdef const char* portal = p + HEADER
-        cdef const char* name = <const char*> memchr(portal, 0, have - HEADER)
+        cdef const char* name = <const char*> memchr(portal, 0, seen - portal)
         cdef const char* rest = NULL
         cdef Statement statement
         if name != NULL:
             name += 1
-            rest = <const char*> memchr(name, 0, end - name)
+            rest = <const char*> memchr(name, 0, seen - name)
         if name == NULL or rest == NULL:
             raise ProtocolViolation("portal or statement name is not terminated")
         if self.shares_names:

@@ -40,11 +40,12 @@ cdef class Borrower(Connection):
     cdef Latency latency
     cdef Py_ssize_t body_left         # bytes of a request still to be forwarded
     cdef bint is_dropping             # a failed batch: dropped up to its Sync
-    cdef bint is_stalled              # owes too many replies to be read from
+    cdef bint is_stalled              # too much is owed or unsent to read more
     cdef bytes notice                 # a NoticeResponse to send at the next boundary
     cdef Statement unnamed            # its unnamed statement, or None
     cdef uint64_t unnamed_serial      # which Parse made it
 
+    cdef int unstall(self) except -1
     cdef int parse_failed(self, Statement statement) except -1
     cdef int statements_dropped(self) except -1
     cdef int server_gone(self, bint may_tell) except -1

@@ -76,6 +76,16 @@ cdef class Latency:
 
 cdef class Borrower(Connection):
 
+    cdef int unstall(self) except -1:
+        """Read its requests again, if it took and was given enough answers."""
+        if self.out_size > HIGH_WATER or (
+            self.server is not None and self.server.replies.count >= MAX_OWED // 2
+        ):
+            return 0
+        self.is_stalled = False
+        self.resume()
+        return self.reactor.later(self)
+
     cdef int parse_failed(self, Statement statement) except -1:
         return 0
 
@@ -294,12 +304,8 @@ cdef class ServerCore(Connection):
             used = self.process(self.inbox, self.in_size)
             if self.fd >= 0:
                 self.consume(used)
-        if self.client is not None and self.client.is_stalled and (
-            self.replies.count < MAX_OWED // 2
-        ):
-            self.client.is_stalled = False
-            self.client.resume()
-            self.reactor.later(self.client)
+        if self.client is not None and self.client.is_stalled:
+            self.client.unstall()
         # Only now: settling may hand this server to the next client.
         if self.phase == SERVER_LENT:
             if self.is_settled():
@@ -310,7 +316,8 @@ cdef class ServerCore(Connection):
 
     cdef int on_drained(self) except -1:
         if self.client is not None:
-            self.client.resume()
+            if not self.client.is_stalled:
+                self.client.resume()
             if self.phase == SERVER_LENT and self.is_settled():
                 self.release()
         return 0

@@ -1,0 +1,1 @@
+"""The proxy and its parsers before bytes that nobody should send."""
