@@ -135,6 +135,16 @@ cdef class ClientCore(Borrower):
             return self.on_readable()
         return 0
 
+    cdef int unstall(self) except -1:
+        """Read its requests again, if it took and was given enough answers."""
+        if self.out_size > HIGH_WATER or (
+            self.server is not None and self.server.replies.count >= MAX_OWED // 2
+        ):
+            return 0
+        self.is_stalled = False
+        self.resume()
+        return self.reactor.later(self)
+
     cdef int process_inbox(self) except -1:
         cdef Py_ssize_t used = self.process(self.inbox, self.in_size)
         if self.fd >= 0:

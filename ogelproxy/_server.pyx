@@ -1,9 +1,9 @@
 """One server connection in the steady state: what it answers, and to whom.
 
-`process` walks the messages of one read. Rows are passed on unseen; what ends
-a reply takes it off the queue, is counted, and at the last ReadyForQuery
-outside a transaction the server goes back to its pool. `_relay` has the other
-direction; `server.Server` logs in.
+`process` walks the messages of one read. Rows are passed on unseen; what ends a
+reply takes it off the queue and is counted; at the last ReadyForQuery outside a
+transaction the server goes back to its pool. Requests are `_client`'s, the login
+is `server`'s.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -34,7 +34,6 @@ from ogelproxy._replies cimport (
     ASKED_PARSE,
     ASKED_QUERY,
     ASKED_SYNC,
-    MAX_OWED,
     REPLY_FAKE,
     REPLY_FORWARD,
     REPLY_REFUSE,
@@ -77,14 +76,7 @@ cdef class Latency:
 cdef class Borrower(Connection):
 
     cdef int unstall(self) except -1:
-        """Read its requests again, if it took and was given enough answers."""
-        if self.out_size > HIGH_WATER or (
-            self.server is not None and self.server.replies.count >= MAX_OWED // 2
-        ):
-            return 0
-        self.is_stalled = False
-        self.resume()
-        return self.reactor.later(self)
+        return 0
 
     cdef int parse_failed(self, Statement statement) except -1:
         return 0
