@@ -347,12 +347,9 @@ cdef const uint8_t* in_number(Scan* s, const uint8_t* p) noexcept nogil:
     cdef uint8_t letter = LOWER[c]
     cdef bint is_digit = CLASS[c] == C_DIGIT
     if state == S_ZERO:
-        s.state = S_INTEGER
-        if letter == b"x" or letter == b"o" or letter == b"b":
-            s.word = letter
-            s.state = S_RADIX_FIRST
-            return p + 1
-        return p
+        s.word = letter
+        s.state = S_RADIX_FIRST if letter in b"xob" else S_INTEGER
+        return p + (s.state == S_RADIX_FIRST)
     if is_digit or (c == b"_" and state != S_PARAMETER):
         if state == S_EXPONENT_FIRST or state == S_EXPONENT_SIGN:
             s.state = S_EXPONENT
@@ -369,7 +366,7 @@ cdef const uint8_t* in_number(Scan* s, const uint8_t* p) noexcept nogil:
     if state >= S_RADIX_FIRST and b"a" <= letter <= b"f":
         s.state = S_RADIX
         return p + 1
-    if state == S_EXPONENT_FIRST and (c == b"+" or c == b"-"):
+    if state == S_EXPONENT_FIRST and c in b"+-":
         s.candidate = c
         s.state = S_EXPONENT_SIGN
         return p + 1
@@ -412,7 +409,6 @@ cdef void scan_start(Scan* s) noexcept nogil:
     s.flags = 0
     s.kind = KIND_EMPTY
     s.state = S_GROUND
-    s.string = 0
     s.has_newline = 0
     s.hash = SEED_HASH
     renew(s)
@@ -495,10 +491,8 @@ cdef int know(name, word, lead, is_operand) except -1:
 
 cdef int fill_tables() except -1:
     for c in range(256):
-        letter = chr(c).lower() if c < 128 else chr(c)
-        CLASS[c] = C_MARK
-        if c >= 128 or letter.isalpha() or letter in "_0123456789$":
-            LOWER[c] = ord(letter)
+        if c >= 128 or chr(c).isalnum() or chr(c) in "_$":
+            LOWER[c] = ord(chr(c).lower()) if c < 128 else c
             CLASS[c] = C_LETTER
     for kind, members in (
         (C_SPACE, b" \t\f\v"),
@@ -536,20 +530,14 @@ cdef int fill_tables() except -1:
         W_UNION: "union intersect except", W_UPDATE: "update", W_VALUES: "values",
         W_WITH: "with", W_WORK: "work",
     }
-    plain = "set show select insert update delete merge prepare declare fetch notify "
-    plain += "lock explain"
-    flagged = "copy execute deallocate close listen discard load"
-    leads = {name: (Kind[name.upper()], 0, 0) for name in plain.split()}
-    for name in flagged.split():
-        leads[name] = Kind[name.upper()], Flag[name.upper()], 0
-    leads |= {  # kind, flags, hundredths of complexity
+    leads = {  # kind, flags, hundredths of complexity
         "begin start": (KIND_BEGIN, FLAG_TRANSACTION, 0),
         "commit end": (KIND_COMMIT, FLAG_TRANSACTION, 0),
         "rollback abort": (KIND_ROLLBACK, FLAG_TRANSACTION, 0),
         "savepoint release": (KIND_SAVEPOINT, FLAG_TRANSACTION, 0),
-        "reset": (KIND_SET, 0, 0),
-        "table values with": (KIND_SELECT, 0, 0),
-        "move": (KIND_FETCH, 0, 0),
+        "set reset": (KIND_SET, 0, 0),
+        "select table values with": (KIND_SELECT, 0, 0),
+        "fetch move": (KIND_FETCH, 0, 0),
         "unlisten": (KIND_LISTEN, FLAG_UNLISTEN, 0),
         "call do": (KIND_CALL, 0, 100),
         "create alter drop truncate comment grant revoke security import reassign":
@@ -557,6 +545,11 @@ cdef int fill_tables() except -1:
         "vacuum analyze analyse reindex cluster refresh checkpoint":
             (KIND_MAINTAIN, 0, 200),
     }
+    plain = "show insert update delete merge prepare declare notify lock explain"
+    for name in plain.split():
+        leads[name] = Kind[name.upper()], 0, 0
+    for name in "copy execute deallocate close listen discard load".split():
+        leads[name] = Kind[name.upper()], Flag[name.upper()], 0
     # Reserved words, or else a column of that name would be an operand; BETWEEN,
     # which may be one, is good enough for signs.
     operands = (

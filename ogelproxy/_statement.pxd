@@ -140,13 +140,15 @@ cdef struct Keyword:
 
 
 cdef inline uint64_t mix(uint64_t hash, uint64_t value) noexcept nogil:
-    hash = (hash ^ value) * <uint64_t> 0x9E3779B97F4A7C15
+    # The rotation keeps a list of lists from cancelling out what it is equal to.
+    hash = ((hash << 23 | hash >> 41) ^ value) * <uint64_t> 0x9E3779B97F4A7C15
     return hash ^ (hash >> 32)
 
 
 # Statements and lists.
 
 cdef inline void renew(Scan* s) noexcept nogil:
+    s.string = 0
     s.sign = 0
     s.depth = 0
     s.body = 0

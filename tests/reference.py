@@ -115,7 +115,8 @@ FREE = re.compile(
 
 def mix(value: int, other: int) -> int:
     """One step of the fingerprint's hash."""
-    product = (value ^ other) * 0x9E3779B97F4A7C15 & 2**64 - 1
+    rotated = (value << 23 | value >> 41) & 2**64 - 1
+    product = (rotated ^ other) * 0x9E3779B97F4A7C15 & 2**64 - 1
     return product ^ product >> 32
 
 
