@@ -8,6 +8,7 @@ does the database exist, is there room, and only then a server.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import ssl
 from dataclasses import dataclass
@@ -172,7 +173,10 @@ class Login:
 
     @staticmethod
     def _is_private(client: Client) -> bool:
-        return client.tls is not None or client.address in ("127.0.0.1", "::1", "")
+        """Whether nobody can listen: TLS, a Unix socket, or loopback."""
+        if client.tls is not None or not client.address:
+            return True
+        return ipaddress.ip_address(client.address).is_loopback
 
     async def _authenticate(
         self, client: Client, packet: startup.Startup
