@@ -1,0 +1,1 @@
+"""Drivers and programs of Postgres, without and through the proxy."""

@@ -1,0 +1,93 @@
+"""The same test without the proxy and in each of its pool modes.
+
+What passes direct must pass proxied. Where it can't, it is listed here, with
+its reason, and must really fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ogelproxy.embedded import find_binaries
+from ogelproxy.errors import EmbeddedFailed
+from ogelproxy.tenants.model import LimiterMode
+from tests.fixtures.engine import Organization, Proxy
+
+WAYS = ("direct", "session", "transaction", "auto")
+
+_SETTING = "SET ends with the transaction's loan of a server"
+_LISTEN = "notifications come only to the server that listened, which was given back"
+_TEMPORARY = "temporary objects end with the transaction's loan of a server"
+_SQL_PREPARE = "what SQL prepares is unknown to the next transaction's server"
+_LOCK = "a session's advisory lock ends with the transaction's loan of a server"
+
+#: Test, way, reason: what transaction pooling can't carry from one transaction
+#: to the next (auto mode keeps the server instead).
+DIFFERENCES: tuple[tuple[str, str, str], ...] = (
+    ("test_settings_last_for_the_connection", "transaction", _SETTING),
+    ("test_notifications_arrive", "transaction", _LISTEN),
+    ("test_listeners_are_called", "transaction", _LISTEN),
+    ("test_a_cursor_with_hold_outlives_its_transaction", "transaction", _TEMPORARY),
+    ("test_temporary_tables_last_for_the_connection", "transaction", _TEMPORARY),
+    ("test_statements_prepared_in_sql_last", "transaction", _SQL_PREPARE),
+    ("test_advisory_locks_last_for_the_connection", "transaction", _LOCK),
+)
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database and the way to it."""
+
+    way: str
+    dsn: str
+    direct_dsn: str
+
+    @property
+    def is_direct(self) -> bool:
+        return self.way == "direct"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {(name, way): reason for name, way, reason in DIFFERENCES}
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        spec = getattr(item, "callspec", None)
+        way = spec.params.get("database") if spec is not None else None
+        reason = reasons.get((getattr(item, "originalname", item.name), str(way)))
+        if reason is not None:
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
+
+@pytest.fixture(scope="session")
+def drivers_organization(proxy: Proxy) -> Organization:
+    made = proxy.create_organization(limiter=LimiterMode.OFF)
+    with psycopg.connect(made.direct_dsn, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE city (id serial PRIMARY KEY, name text UNIQUE)"
+        )
+    return made
+
+
+@pytest.fixture(scope="session", params=WAYS)
+def database(
+    request: pytest.FixtureRequest, drivers_organization: Organization
+) -> Database:
+    """The organisation's database, each way."""
+    way: str = request.param
+    direct = drivers_organization.direct_dsn
+    dsn = direct if way == "direct" else drivers_organization.dsn(way)
+    return Database(way, dsn, direct)
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Path:
+    """The directory of psql and pgbench that fit the server."""
+    try:
+        return Path(find_binaries({}))
+    except EmbeddedFailed as error:
+        pytest.skip(str(error))
