@@ -187,7 +187,6 @@ cdef class ServerCore(Connection):
     cdef int settle(self) except -1:
         """Go to the next client, to the pool, or to the end."""
         cdef Borrower client
-        cdef bytes reset
         self.resume()
         if (
             self.is_retiring
@@ -203,8 +202,7 @@ cdef class ServerCore(Connection):
             self.phase = SERVER_RESETTING
             self.prepared.clear()
             self.unnamed_serial = 0
-            reset = self.host.reset_message
-            self.ask_query(reset)
+            self.ask_query(self.host.reset_message)
             self.settings = self.pool.baseline
             return self.flush_gather()
         self.phase = SERVER_IDLE
