@@ -40,9 +40,85 @@ class Difference(NamedTuple):
     reason: str
     #: Equal but for the source file, line and routine of errors.
     is_source_only: bool = False
+    #: The state is lost between two steps, if the client waits between them.
+    is_lost_in_waits: bool = False
 
 
-DIFFERENCES: dict[str, Difference] = {}
+OWN_ERROR = Difference(
+    SHARED,
+    "the proxy knows the names of statements, and answers without asking Postgres",
+    is_source_only=True,
+)
+RENAMED = Difference(
+    SHARED, "the protocol's statements have other names on the server, unknown to SQL"
+)
+DIFFERENCES: dict[str, Difference] = {
+    "unnamed lost to a simple query": OWN_ERROR,
+    "unnamed lost to a failed parse": OWN_ERROR,
+    "unnamed closed": OWN_ERROR,
+    "named twice": OWN_ERROR,
+    "same text under two names": OWN_ERROR,
+    "error before a named parse": OWN_ERROR,
+    "deallocate": OWN_ERROR,
+    "bind to unknown": OWN_ERROR,
+    "describe unknown": OWN_ERROR,
+    "unknown amid a batch": OWN_ERROR,
+    "unknown in a transaction": OWN_ERROR,
+    "error, pipelined, before a statement of another batch": OWN_ERROR,
+    "error before the unnamed": OWN_ERROR,
+    "deallocate by name": RENAMED,
+    "execute in SQL": RENAMED,
+    "set then show": Difference(
+        (PoolMode.TRANSACTION,),
+        "a setting ends with the loan of its server",
+        is_lost_in_waits=True,
+    ),
+    "prepared in SQL": Difference(
+        (PoolMode.TRANSACTION,),
+        "what SQL prepares ends with the loan of its server",
+        is_lost_in_waits=True,
+    ),
+    "listen": Difference(
+        (PoolMode.TRANSACTION,),
+        "listening ends with the loan of its server",
+        is_lost_in_waits=True,
+    ),
+    "temporary table": Difference(
+        (PoolMode.TRANSACTION,),
+        "temporary tables end with the loan of their server",
+        is_lost_in_waits=True,
+    ),
+}
+
+
+#: Defects that are known: names of statements changed by messages that the
+#: server skipped. In one piece, also by messages that it has yet to answer.
+DEFECTS = (
+    "unnamed lost to a failed parse",
+    "error before a named parse",
+    "error before a close",
+    "error, pipelined, before a statement of another batch",
+)
+DEFECTS_BY_STEPS = (*DEFECTS, "flush before a close")
+DEFECTS_IN_ONE_PIECE = (
+    *DEFECTS,
+    "named again after an error",
+    "deallocate",
+    "discard all",
+    "deallocate in the extended protocol",
+)
+
+
+def scripts_but(defects: tuple[str, ...]) -> list[object]:
+    """Every script in every mode, the defects marked as such."""
+    known = pytest.mark.xfail(reason="a known defect", strict=True)
+    return [
+        pytest.param(
+            name, mode, marks=(known,) if name in defects and mode in SHARED else ()
+        )
+        for name in SCRIPTS
+        for mode in MODES
+    ]
 
 
 class Answers:
@@ -59,7 +135,7 @@ class Answers:
         return self._known[name]
 
     def wire(self, mode: PoolMode) -> Wire:
-        return Wire(self.organization.dsn(str(mode)))
+        return Wire(self.organization.dsn(str(mode)), timeout=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +219,7 @@ def compare(
         assert brief(without_source(got)) == brief(without_source(expected))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(("name", "mode"), scripts_but(DEFECTS_BY_STEPS))
 def test_a_script_is_answered_as_by_postgres(
     answers: Answers, name: str, mode: PoolMode
 ) -> None:
@@ -154,11 +229,17 @@ def test_a_script_is_answered_as_by_postgres(
     compare(name, mode, expected, got)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(("name", "mode"), scripts_but(DEFECTS_IN_ONE_PIECE))
 def test_a_script_sent_in_one_piece_is_answered_the_same(
     answers: Answers, name: str, mode: PoolMode
 ) -> None:
+    difference = DIFFERENCES.get(name)
+    if (
+        difference is not None
+        and difference.is_lost_in_waits
+        and mode in difference.modes
+    ):
+        pytest.skip("may be lost or not: " + difference.reason)
     everything = b"".join(step.data for step in SCRIPTS[name]) + END
     with Wire(answers.organization.direct_dsn) as wire:
         wire.send(everything)
@@ -216,7 +297,7 @@ def test_a_client_is_told_the_same_settings_at_login(
         "DateStyle": "German",
         "TimeZone": "Asia/Tokyo",
     }
-    with Wire(answers.organization.direct_dsn, **settings) as wire:
+    with Wire(answers.organization.direct_dsn, settings) as wire:
         expected = wire.statuses
-    with Wire(answers.organization.dsn(str(mode)), **settings) as wire:
+    with Wire(answers.organization.dsn(str(mode)), settings) as wire:
         assert wire.statuses == expected
