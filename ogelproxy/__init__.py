@@ -2,4 +2,112 @@
 
 Read it in the order of a query's journey: listener, client, login (startup,
 auth, tenants, gate), relay (limiter, router, pool, server), usage.
+
+    async with Engine(Config.load(None, os.environ)) as engine:
+        print(engine.addresses["postgres"])
+
+The sections of Config are in `ogelproxy.config`. Importing this opens nothing
+and reads no environment.
 """
+
+from importlib.metadata import version
+
+from ogelproxy.config import Config, Secret
+from ogelproxy.engine import Engine
+from ogelproxy.errors import (
+    ConfigInvalid,
+    ControlUnavailable,
+    CredentialRejected,
+    DatabaseUnknown,
+    Draining,
+    EmbeddedFailed,
+    IdleInTransactionTimeout,
+    IdleTimeout,
+    InternalError,
+    LoginThrottled,
+    LoginTimeout,
+    NotSupported,
+    OgelError,
+    OperationRefused,
+    PoolTimeout,
+    ProtocolViolation,
+    QueryTimeout,
+    QueryTooLarge,
+    RateLimited,
+    SecretUnreadable,
+    ServerBusy,
+    ServerLost,
+    SpoolUnusable,
+    TargetUnreachable,
+    TenantSuspended,
+    TLSRequired,
+    TokenRequiresTLS,
+    TooManyConnections,
+)
+from ogelproxy.metrics import Metrics
+from ogelproxy.tenants.directory import InMemoryDirectory, TenantDirectory
+from ogelproxy.tenants.model import (
+    Credential,
+    DatabaseType,
+    KeyVerifier,
+    LimiterMode,
+    PoolMode,
+    Target,
+    Tenant,
+    Tier,
+)
+from ogelproxy.usage import Batch, MemorySink, Payer, PostgresSink, Row, Sink
+
+__version__ = version("ogelproxy")
+
+__all__ = [
+    "Batch",
+    "Config",
+    "ConfigInvalid",
+    "ControlUnavailable",
+    "Credential",
+    "CredentialRejected",
+    "DatabaseType",
+    "DatabaseUnknown",
+    "Draining",
+    "EmbeddedFailed",
+    "Engine",
+    "IdleInTransactionTimeout",
+    "IdleTimeout",
+    "InMemoryDirectory",
+    "InternalError",
+    "KeyVerifier",
+    "LimiterMode",
+    "LoginThrottled",
+    "LoginTimeout",
+    "MemorySink",
+    "Metrics",
+    "NotSupported",
+    "OgelError",
+    "OperationRefused",
+    "Payer",
+    "PoolMode",
+    "PoolTimeout",
+    "PostgresSink",
+    "ProtocolViolation",
+    "QueryTimeout",
+    "QueryTooLarge",
+    "RateLimited",
+    "Row",
+    "Secret",
+    "SecretUnreadable",
+    "ServerBusy",
+    "ServerLost",
+    "Sink",
+    "SpoolUnusable",
+    "TLSRequired",
+    "Target",
+    "TargetUnreachable",
+    "Tenant",
+    "TenantDirectory",
+    "TenantSuspended",
+    "Tier",
+    "TokenRequiresTLS",
+    "TooManyConnections",
+    "__version__",
+]

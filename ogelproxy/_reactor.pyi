@@ -22,6 +22,10 @@ class Reactor:
         """The open connections."""
     def turn(self) -> None:
         """Handle every connection that is ready."""
+    def schedule(self) -> None:
+        """Have the loop call `run_scheduled` soon, once."""
+    def run_scheduled(self) -> None:
+        """Do what was put off until the present event was done."""
     def stop(self) -> None:
         """Stop watching; connections must be closed before."""
 

@@ -1,8 +1,9 @@
-from typing import Any
+from typing import Any, final
 
 from ogelproxy._pool import PoolCore, Settings
 from ogelproxy._reactor import Connection, Reactor
 
+@final
 class Latency:
     """The latencies of one tier and database type, in LATENCY_BOUNDS' buckets."""
 

@@ -1,3 +1,6 @@
+from typing import final
+
+@final
 class Statement:
     """A prepared statement shared by the clients of one pool."""
 
@@ -8,6 +11,7 @@ class Statement:
     flags: int
     is_free: bool
 
+@final
 class StatementCache:
     """The statements of one pool by their text, bounded in bytes."""
 

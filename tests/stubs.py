@@ -1,0 +1,44 @@
+"""Compare the stubs of the compiled modules with what was compiled.
+
+    python -m tests.stubs
+
+Ends with stubtest's exit code: 0 when each `.pyi` says what its module has.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+#: What Cython adds to each module, and what one imports for itself.
+UNSEEN = r"""
+ogelproxy\._\w+(\.\w+)?\.__(reduce_cython|setstate_cython|pyx_capi|test)__
+ogelproxy\._server\.LATENCY_BOUNDS
+"""
+
+
+def modules() -> list[str]:
+    """The names of the compiled modules."""
+    return [f"ogelproxy.{path.stem}" for path in sorted(ROOT.glob("ogelproxy/_*.pyx"))]
+
+
+def main() -> int:
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as unseen:
+        unseen.write(UNSEEN)
+        unseen.flush()
+        command = [
+            *(sys.executable, "-m", "mypy.stubtest", "--concise"),
+            *("--mypy-config-file", "pyproject.toml", "--allowlist", unseen.name),
+            # Every extension class has a layout of its own; nobody mixes them.
+            "--ignore-disjoint-bases",
+            *modules(),
+        ]
+        return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
