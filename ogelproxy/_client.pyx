@@ -153,7 +153,9 @@ cdef class ClientCore(Borrower):
 
     def retry(self):
         """End the wait for a token: try the query again."""
-        self.timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
         if self.phase == CLIENT_HELD:
             self.phase = CLIENT_READY
             self.resume()
@@ -287,7 +289,8 @@ cdef class ClientCore(Borrower):
                 self.server.flags |= self.scan.flags
             cost = self.scan.statements - self.scan.free_statements
             if cost > self.scan_paid:
-                if self.bucket.take(self.reactor.now, cost - self.scan_paid) > 0:
+                self.wait = self.bucket.take(self.reactor.now, cost - self.scan_paid)
+                if self.wait > 0:
                     self.reactor.gather.clear()
                     self.fail(self.host.refusal(self, cost, True))
                     return 0

@@ -282,6 +282,8 @@ class Engine:
             error = _why_not(client.session, old, new)
             if error is not None:
                 self._relay.fail(client, error)
+            else:
+                client.retry()  # the wait for a token may be another now
 
 
 def _why_not(session: Any, old: Tenant, new: Tenant | None) -> OgelError | None:

@@ -19,7 +19,7 @@ from psycopg import sql
 from ogelproxy.tenants.model import LimiterMode
 from tests.fixtures.engine import ACTOR, Organization, Proxy, create_key
 from tests.fixtures.faults import eventually
-from tests.fixtures.wire import Wire, query
+from tests.fixtures.wire import Wire, kinds, query
 
 #: Seconds in which a change takes effect (spec, layer 1).
 PROMPT = 1.0
@@ -324,6 +324,40 @@ def test_limiter_is_switched_off_on_an_open_connection(
         assert refused_detail(connection, 200) is not None
         change(organization)
         eventually(lambda: refused_detail(connection, 50) is None, PROMPT)
+
+
+@ways(SWITCH_OFF)
+def test_query_that_waits_for_a_token_is_let_go_when_the_limiter_is_switched_off(
+    proxy: Proxy, change: Change
+) -> None:
+    organization = proxy.create_organization(tier="starter", max_wait=60.0)
+    full = query("SELECT 1;" * 250)  # all that the bucket holds: 5 s of the rate
+    with Wire(organization.dsn("transaction")) as wire:
+        assert "E" not in kinds(wire.ask(full))
+        wire.send(full)
+        change(organization)
+        since = time.monotonic()
+        assert kinds(wire.until("Z")).count("C") == 250
+        assert time.monotonic() - since < PROMPT
+
+
+def test_query_that_waits_for_a_token_is_refused_when_it_no_longer_may(
+    proxy: Proxy,
+) -> None:
+    organization = proxy.create_organization(tier="starter", max_wait=60.0)
+    full = query("SELECT 1;" * 250)
+    with Wire(organization.dsn("transaction")) as wire:
+        wire.ask(full)
+        wire.send(full)
+        proxy.operate(
+            lambda store: store.set_limiter(
+                organization.handle, LimiterMode.ENFORCE, 0.0, actor=ACTOR
+            )
+        )
+        since = time.monotonic()
+        refusal, _ = wire.until("Z")
+        assert refusal.fields()["C"] == "53400"
+        assert time.monotonic() - since < PROMPT
 
 
 def test_changed_row_of_a_tier_reaches_all_who_have_it(proxy: Proxy) -> None:

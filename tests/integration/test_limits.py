@@ -382,6 +382,9 @@ def test_message_that_is_not_kept_whole_runs_nothing_either(
         assert refusal.fields()["S"] == "FATAL"
         assert refusal.fields()["C"] == "53400"
         assert refusal.fields()["D"] == "tier=free limit=10/s"
+        # One token is paid at the beginning of the message, ten are missing.
+        assert HINT.fullmatch(refusal.fields()["H"])
+        assert refusal.fields()["H"] > "retry after 0.05 s"
     with Wire(free.dsn("transaction")) as wire:
         assert "E" not in kinds(wire.ask(query("SELECT 1")))
     assert runs(free) == 0

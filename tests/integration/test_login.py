@@ -362,7 +362,7 @@ def token(handle: str, *, secret: str = JWT_SECRET, **claims: Any) -> str:
 
 def unsigned(handle: str) -> str:
     claims = {"org_id": handle, "aud": AUDIENCE, "exp": int(time.time()) + 600}
-    return jwt.encode(claims, None, algorithm="none")
+    return jwt.encode(claims, "", algorithm="none")
 
 
 def test_token_gets_in_by_the_user_name(secured_member: Organization) -> None:
@@ -691,7 +691,7 @@ def test_bad_startup_setting_is_refused_in_the_words_of_postgres(
     organization: Organization, options: str
 ) -> None:
     with pytest.raises(ConnectionRefusedError) as caught:
-        Wire(organization.direct_dsn, options=options)
+        Wire(organization.direct_dsn, {"options": options})
     direct = caught.value.args[0]
     refused = organization.proxy.refusal(
         organization.handle, organization.key, options=options
@@ -763,7 +763,7 @@ def test_no_secret_is_ever_logged(
     with member.connect(application_name=member.key) as connection:
         connection.execute("SELECT %s", [member.key])
         with pytest.raises(psycopg.errors.UndefinedColumn):
-            connection.execute(f'SELECT "{member.key}"')  # type: ignore[arg-type]
+            connection.execute(f'SELECT "{member.key}"')
     assert own_proxy.stop() == 0
     log = own_proxy.log.read_text()
     assert "login refused" in log
