@@ -11,7 +11,14 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memset
 
-from ogelproxy._fingerprint cimport FLAG_TRANSACTION, scan_feed, scan_finish, scan_start
+from ogelproxy._fingerprint cimport (
+    FLAG_DEALLOCATE,
+    FLAG_DISCARD,
+    FLAG_TRANSACTION,
+    scan_feed,
+    scan_finish,
+    scan_start,
+)
 from ogelproxy._pool cimport MODE_STATEMENT
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
 from ogelproxy._replies cimport (
@@ -444,6 +451,8 @@ cdef class ClientCore(Borrower):
                 self.server.replies.first + self.server.replies.count - 1
             )
         self.unnamed = None
+        if not is_whole or self.scan.flags & (FLAG_DEALLOCATE | FLAG_DISCARD):
+            self.names_doubt = self.server.replies.pushed()
         return self.forward(p, size, have)
 
     cdef Py_ssize_t on_function(

@@ -7,6 +7,8 @@ Rules of the manual's 55.2.3.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memchr, memcmp, memcpy
 
@@ -17,6 +19,7 @@ from ogelproxy._client cimport (
     PAID,
     REFUSED,
 )
+from ogelproxy._fingerprint cimport FLAG_DEALLOCATE, FLAG_DISCARD
 from ogelproxy._pool cimport MODE_SESSION
 from ogelproxy._replies cimport (
     ASKED_BIND,
@@ -31,7 +34,7 @@ from ogelproxy._replies cimport (
     Reply,
 )
 from ogelproxy._server cimport ServerCore
-from ogelproxy._statements cimport describe
+from ogelproxy._statements cimport change_name, describe
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size, put32
 from ogelproxy.errors import ProtocolViolation, QueryTooLarge
 
@@ -53,18 +56,45 @@ cdef class ExtendedClient(ClientCore):
     cdef int server_released(self) except -1:
         if self.portals:
             self.portals.clear()
+        self.names_change = self.names_doubt = 0
+        self.unnamed_change = self.unnamed_doubt = 0
         return 0
 
     cdef int statements_dropped(self) except -1:
         self.names.clear()
         return 0
 
-    cdef int parse_failed(self, Statement statement) except -1:
-        for name, each in self.names.items():
-            if each is statement:
-                del self.names[name]
-                break
+    cdef int names_skipped(self, list changes) except -1:
+        """Undo changes of names, given in their order, that never came to be."""
+        cdef Naming each
+        for each in reversed(changes):
+            if each.name is None:
+                continue
+            if each.before is None:
+                self.names.pop(each.name, None)
+            else:
+                self.names[each.name] = each.before
         return 0
+
+    cdef int unnamed_lost(self, uint64_t serial) except -1:
+        if self.unnamed_serial == serial:
+            self.unnamed = None
+        return 0
+
+    cdef bint must_wait(self, Py_ssize_t name_size) except -1:
+        """Whether the meaning of a name depends on answers that are still owed.
+
+        Only to earlier batches: the messages of one batch share their fate, so
+        that within it names mean what they mean if all goes well.
+        """
+        cdef uint64_t doubt = self.names_doubt
+        if name_size == 0:
+            doubt = 0 if self.parsed_unnamed else self.unnamed_doubt
+        if doubt <= self.server.replies.popped:
+            return False
+        self.is_stalled = True
+        self.pause()
+        return True
 
     # Batches.
 
@@ -179,7 +209,10 @@ cdef class ExtendedClient(ClientCore):
                 if statement.body is not None:
                     server.unnamed_serial = self.unnamed_serial
                     reply = server.replies.push(ASKED_PARSE, REPLY_SKIP)
-                    reply.closes_unnamed = 1
+                    reply.is_unnamed = 1
+                    reply.fingerprint = self.unnamed_serial
+                    self.parsed_unnamed = True
+                    self.unnamed_change = server.replies.pushed()
                     self.emit_renamed(
                         b"P", NULL, 0, None, PyBytes_AS_STRING(statement.body),
                         len(statement.body), 0,
@@ -191,7 +224,8 @@ cdef class ExtendedClient(ClientCore):
                 self.pool.statements.tick += 1
                 statement.last_used = self.pool.statements.tick
                 if statement not in server.prepared:
-                    server.prepare(statement, REPLY_SKIP)
+                    server.prepare(change_name(None, None, statement), REPLY_SKIP)
+                    self.names_change = server.replies.pushed()
                 return statement
         self.refuse(kind, self.host.statement_unknown(name[:size]))
         return None
@@ -221,6 +255,13 @@ cdef class ExtendedClient(ClientCore):
         memcpy(p + name_size, after, after_size)
         return 0
 
+    cdef int fake(self, uint8_t asked, Naming naming) except -1:
+        """Have a message answered in its turn that the server never sees."""
+        cdef Reply* reply = self.server.replies.push(asked, REPLY_FAKE)
+        Py_INCREF(naming)
+        reply.thing = <PyObject*> naming
+        return 0
+
     cdef Py_ssize_t on_parse(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1:
@@ -230,12 +271,15 @@ cdef class ExtendedClient(ClientCore):
         )
         cdef Py_ssize_t body_size
         cdef Statement statement
+        cdef Naming naming
         cdef Reply* reply
         if body == NULL:
             raise ProtocolViolation("statement name is not terminated")
         body += 1
         body_size = p + have - body
         if body - name > 1 and self.shares_names:
+            if self.must_wait(body - name - 1):
+                return 0
             key = name[:body - name - 1]
             if key in self.names:
                 self.refuse(b"P", self.host.statement_exists(key))
@@ -254,10 +298,12 @@ cdef class ExtendedClient(ClientCore):
             self.names[key] = statement
             self.pool.statements.tick += 1
             statement.last_used = self.pool.statements.tick
+            naming = change_name(key, None, statement)
             if statement in self.server.prepared:
-                self.server.replies.push(ASKED_PARSE, REPLY_FAKE)
+                self.fake(ASKED_PARSE, naming)
             else:
-                self.server.prepare(statement, REPLY_FORWARD)
+                self.server.prepare(naming, REPLY_FORWARD)
+            self.names_change = self.server.replies.pushed()
             return size
         reply = self.ask(ASKED_PARSE, size)
         if body - name == 1:
@@ -272,10 +318,12 @@ cdef class ExtendedClient(ClientCore):
                 if size > have:
                     statement.body = None
                 self.unnamed = statement
-            reply.closes_unnamed = 1
             self.pool.statements.tick += 1
-            self.unnamed_serial = self.pool.statements.tick
+            reply.is_unnamed = 1
+            reply.fingerprint = self.unnamed_serial = self.pool.statements.tick
             self.server.unnamed_serial = self.unnamed_serial
+            self.parsed_unnamed = True
+            self.unnamed_change = self.server.replies.pushed()
         elif len(self.names) < MAX_NAMES:
             self.names[name[:body - name - 1]] = describe(
                 PyBytes_FromStringAndSize(body, body_size)
@@ -297,6 +345,8 @@ cdef class ExtendedClient(ClientCore):
         if name == NULL or rest == NULL:
             raise ProtocolViolation("portal or statement name is not terminated")
         if self.shares_names:
+            if self.must_wait(rest - name):
+                return 0
             statement = self.use_statement(b"B", name, rest - name)
             if statement is None:
                 return self.drop(size, have)
@@ -349,6 +399,8 @@ cdef class ExtendedClient(ClientCore):
             reply.fingerprint = statement.fingerprint
             reply.complexity = statement.complexity
             self.server.flags |= statement.flags
+            if statement.flags & (FLAG_DEALLOCATE | FLAG_DISCARD):
+                self.names_change = self.server.replies.pushed()
         else:
             reply.complexity = 100
         self.reactor.gather.emit(p, size)
@@ -359,6 +411,8 @@ cdef class ExtendedClient(ClientCore):
         if size < HEADER + 2 or p[size - 1] != 0:
             raise ProtocolViolation("Describe is malformed")
         if self.shares_names and p[HEADER] == b"S":
+            if self.must_wait(size - HEADER - 2):
+                return 0
             statement = self.use_statement(b"D", p + HEADER + 1, size - HEADER - 2)
             if statement is None:
                 return size
@@ -378,12 +432,15 @@ cdef class ExtendedClient(ClientCore):
             self.portals.pop(name, None)
         elif not name:
             self.unnamed = None
+        elif self.shares_names:
+            if self.must_wait(len(name)):
+                return 0
+            # Others may use the statement: it stays on the server.
+            self.fake(ASKED_CLOSE, change_name(name, self.names.pop(name, None), None))
+            self.names_change = self.server.replies.pushed()
+            return size
         else:
             self.names.pop(name, None)
-            if self.shares_names:
-                # Others may use the statement: it stays on the server.
-                self.server.replies.push(ASKED_CLOSE, REPLY_FAKE)
-                return size
         self.ask(ASKED_CLOSE, size)
         self.reactor.gather.emit(p, size)
         return size
@@ -399,7 +456,9 @@ cdef class ExtendedClient(ClientCore):
             return size
         if not self.borrow():
             return 0
-        self.is_batch_open = False
+        self.is_batch_open = self.parsed_unnamed = False
+        self.names_doubt = max(self.names_doubt, self.names_change)
+        self.unnamed_doubt = max(self.unnamed_doubt, self.unnamed_change)
         self.ask(ASKED_SYNC, size)
         self.reactor.gather.emit(p, size)
         return size

@@ -26,18 +26,17 @@ cdef struct Reply:
     uint8_t asked
     uint8_t action
     uint8_t failed          # an ErrorResponse came
-    uint8_t closes_unnamed  # PARSE of the unnamed statement
+    uint8_t is_unnamed      # PARSE of the unnamed statement
     char sqlstate[5]        # of that error
     uint32_t queries        # queries that this counts as
     uint32_t complexity     # hundredths
-    uint32_t flags          # session state the SQL may make, `_fingerprint`
-    uint64_t fingerprint
+    uint64_t fingerprint    # of the query; of a PARSE without a name its serial
     uint64_t bytes_in       # bytes of the request
     uint64_t rows
     double started          # monotonic seconds at which it was sent
     double queued           # seconds it waited for a server
     double throttled        # seconds it waited for a token
-    PyObject* thing         # owned: the Statement of a PARSE, the bytes of a REFUSE
+    PyObject* thing         # owned: Naming of a PARSE or CLOSE, bytes of a REFUSE
 
 
 cdef class Replies:
@@ -46,10 +45,12 @@ cdef class Replies:
     cdef uint32_t capacity   # a power of two
     cdef uint32_t first      # index of the oldest, modulo capacity
     cdef uint32_t count
+    cdef uint64_t popped     # replies that were taken off, ever
 
     cdef Reply* push(self, uint8_t asked, uint8_t action) except NULL
     cdef Reply* head(self) noexcept
     cdef Reply* last(self) noexcept
+    cdef uint64_t pushed(self) noexcept
     cdef Reply* at(self, uint32_t index) noexcept
     cdef void pop(self) noexcept
     cdef void clear(self) noexcept

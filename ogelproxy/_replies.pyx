@@ -55,6 +55,10 @@ cdef class Replies:
     cdef Reply* last(self) noexcept:
         return self.at(self.count - 1) if self.count else NULL
 
+    cdef uint64_t pushed(self) noexcept:
+        """How many were ever pushed; the latest is answered once so many popped."""
+        return self.popped + self.count
+
     cdef Reply* at(self, uint32_t index) noexcept:
         return self.ring + ((self.first + index) & (self.capacity - 1))
 
@@ -64,6 +68,7 @@ cdef class Replies:
         reply.thing = NULL
         self.first = (self.first + 1) & (self.capacity - 1)
         self.count -= 1
+        self.popped += 1
 
     cdef void clear(self) noexcept:
         while self.count:

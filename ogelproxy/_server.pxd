@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from ogelproxy._pool cimport PoolCore, Settings
 from ogelproxy._reactor cimport Connection
 from ogelproxy._replies cimport Replies, Reply
-from ogelproxy._statements cimport Statement
+from ogelproxy._statements cimport Naming, Statement
 from ogelproxy._usage cimport Attribution, UsageTable
 
 
@@ -40,13 +40,14 @@ cdef class Borrower(Connection):
     cdef Latency latency
     cdef Py_ssize_t body_left         # bytes of a request still to be forwarded
     cdef bint is_dropping             # a failed batch: dropped up to its Sync
-    cdef bint is_stalled              # too much is owed or unsent to read more
+    cdef bint is_stalled              # answers must come before more is read
     cdef bytes notice                 # a NoticeResponse to send at the next boundary
     cdef Statement unnamed            # its unnamed statement, or None
     cdef uint64_t unnamed_serial      # which Parse made it
 
     cdef int unstall(self) except -1
-    cdef int parse_failed(self, Statement statement) except -1
+    cdef int names_skipped(self, list changes) except -1
+    cdef int unnamed_lost(self, uint64_t serial) except -1
     cdef int statements_dropped(self) except -1
     cdef int server_gone(self, bint may_tell) except -1
     cdef int server_released(self) except -1
@@ -97,5 +98,5 @@ cdef class ServerCore(Connection):
     cdef void count(self, Reply* reply) noexcept
     cdef int count_rest(self, bint is_lost) except -1
     cdef int ask_query(self, bytes message) except -1
-    cdef int prepare(self, Statement statement, uint8_t action) except -1
+    cdef int prepare(self, Naming naming, uint8_t action) except -1
     cdef int gone(self) except -1

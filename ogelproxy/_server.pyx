@@ -11,17 +11,8 @@ from cpython.ref cimport Py_INCREF
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from ogelproxy._fingerprint cimport (
-    FLAG_ADVISORY,
-    FLAG_DEALLOCATE,
-    FLAG_DISCARD,
-    FLAG_HOLD,
-    FLAG_LISTEN,
-    FLAG_LOAD,
-    FLAG_PREPARE,
-    FLAG_ROLE,
-    FLAG_SET,
-    FLAG_SET_CONFIG,
-    FLAG_TEMP,
+    FLAG_ADVISORY, FLAG_DEALLOCATE, FLAG_DISCARD, FLAG_HOLD, FLAG_LISTEN, FLAG_LOAD,
+    FLAG_PREPARE, FLAG_ROLE, FLAG_SET, FLAG_SET_CONFIG, FLAG_TEMP,
 )
 from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH
@@ -78,7 +69,10 @@ cdef class Borrower(Connection):
     cdef int unstall(self) except -1:
         return 0
 
-    cdef int parse_failed(self, Statement statement) except -1:
+    cdef int names_skipped(self, list changes) except -1:
+        return 0
+
+    cdef int unnamed_lost(self, uint64_t serial) except -1:
         return 0
 
     cdef int statements_dropped(self) except -1:
@@ -233,9 +227,10 @@ cdef class ServerCore(Connection):
         self.replies.push(ASKED_QUERY, REPLY_SKIP)
         return self.reactor.gather.copy(PyBytes_AS_STRING(message), len(message))
 
-    cdef int prepare(self, Statement statement, uint8_t action) except -1:
+    cdef int prepare(self, Naming naming, uint8_t action) except -1:
         """Have the server parse a shared statement, making room for it."""
         cdef Gather gather = self.reactor.gather
+        cdef Statement statement = naming.after
         cdef Reply* reply
         cdef Statement each
         cdef Statement oldest
@@ -259,8 +254,8 @@ cdef class ServerCore(Connection):
             )
         self.prepared[statement] = None
         reply = self.replies.push(ASKED_PARSE, action)
-        Py_INCREF(statement)
-        reply.thing = <PyObject*> statement
+        Py_INCREF(naming)
+        reply.thing = <PyObject*> naming
         p = gather.reserve(HEADER + name_size + body_size)
         p[0] = b"P"
         put32(p + 1, <uint32_t> (4 + name_size + body_size))
@@ -357,6 +352,8 @@ cdef class ServerCore(Connection):
                 self.message(kind, p + i, size, head)
             i += step
         if client is not None:
+            if self.body_left == 0:
+                self.fakes()
             client.flush_gather()
             if client.out_size > HIGH_WATER:
                 self.pause()
@@ -395,8 +392,6 @@ cdef class ServerCore(Connection):
             or (kind == b"T" or kind == b"n") and asked == ASKED_DESCRIBE
         ):
             self.replies.pop()
-            if self.replies.count and self.replies.head().action == REPLY_FAKE:
-                self.fakes()
         elif kind in b"123n" and asked != ASKED_QUERY:
             raise ProtocolViolation(f"unexpected message {chr(kind)!r}", by="server")
         return 0
@@ -452,7 +447,8 @@ cdef class ServerCore(Connection):
         cdef const char* end = p + size
         cdef const char* stop
         cdef bytes refusal
-        cdef Statement statement
+        cdef Naming naming
+        cdef list changes = []
         cdef uint8_t was_counted = 0
         cdef char[5] sqlstate
         self.in_copy = False
@@ -491,28 +487,31 @@ cdef class ServerCore(Connection):
         # first query in it is the one that failed.
         while self.replies.count:
             head = self.replies.head()
-            if head.asked in (ASKED_QUERY, ASKED_SYNC, ASKED_FUNCTION):
+            if head.asked == ASKED_SYNC:
                 break
             if head.asked == ASKED_EXECUTE and not was_counted:
                 was_counted = 1
                 head.failed = 1
                 memcpy(head.sqlstate, sqlstate, 5)
                 self.count(head)
-            elif head.asked == ASKED_PARSE and head.action != REPLY_FAKE:
-                if head.closes_unnamed:
-                    self.unnamed_serial = 0
-                if head.thing != NULL:
-                    statement = <Statement> <object> head.thing
-                    self.prepared.pop(statement, None)
-                    if head.action == REPLY_FORWARD and self.client is not None:
-                        self.client.parse_failed(statement)
+            elif head.is_unnamed:
+                self.unnamed_serial = 0
+                if head.action == REPLY_FORWARD and self.client is not None:
+                    self.client.unnamed_lost(head.fingerprint)
+            elif head.thing != NULL and head.action != REPLY_REFUSE:
+                naming = <Naming> <object> head.thing
+                if head.asked == ASKED_PARSE and head.action != REPLY_FAKE:
+                    self.prepared.pop(naming.after, None)
+                changes.append(naming)
             elif head.asked == ASKED_CLOSE and head.action == REPLY_SKIP:
                 # An evicted statement stays on the server, unknown to us.
                 self.is_retiring = True
             self.replies.pop()
-        if self.replies.count == 0 and self.client is not None:
-            # What else the client sends before its Sync will be skipped too.
-            self.client.is_dropping = True
+        if self.client is not None:
+            self.client.names_skipped(changes)
+            if self.replies.count == 0:
+                # What else the client sends before its Sync will be skipped too.
+                self.client.is_dropping = True
         return 0
 
     cdef int ready(self, const char* p, Py_ssize_t size) except -1:
@@ -538,8 +537,6 @@ cdef class ServerCore(Connection):
             self.count(head)
         self.last_done = self.reactor.now
         self.replies.pop()
-        if self.replies.count and self.replies.head().action == REPLY_FAKE:
-            self.fakes()
         return 0
 
     cdef void count(self, Reply* reply) noexcept:

@@ -28,4 +28,14 @@ cdef class StatementCache:
     cdef Statement add(self, bytes body)
 
 
+@cython.final
+cdef class Naming:
+    # What a client's Parse or Close changed, to be undone if the server skips it.
+    cdef bytes name                   # None where the proxy asked for itself
+    cdef Statement before             # what the name meant; None for nothing
+    cdef Statement after              # what it means now; None for nothing
+
+
+cdef Naming change_name(bytes name, Statement before, Statement after)
+
 cdef Statement describe(bytes body)

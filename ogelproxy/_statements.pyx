@@ -26,6 +26,14 @@ cdef class Statement:
             self.cache.bytes_kept -= len(self.body) + OVERHEAD
 
 
+cdef Naming change_name(bytes name, Statement before, Statement after):
+    cdef Naming naming = Naming.__new__(Naming)
+    naming.name = name
+    naming.before = before
+    naming.after = after
+    return naming
+
+
 cdef Statement describe(bytes body):
     """Make a Statement of a Parse message's body behind the name, unshared."""
     cdef Statement statement = Statement.__new__(Statement)

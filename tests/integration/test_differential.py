@@ -91,36 +91,6 @@ DIFFERENCES: dict[str, Difference] = {
 }
 
 
-#: Defects that are known: names of statements changed by messages that the
-#: server skipped. In one piece, also by messages that it has yet to answer.
-DEFECTS = (
-    "unnamed lost to a failed parse",
-    "error before a named parse",
-    "error before a close",
-    "error, pipelined, before a statement of another batch",
-)
-DEFECTS_BY_STEPS = (*DEFECTS, "flush before a close")
-DEFECTS_IN_ONE_PIECE = (
-    *DEFECTS,
-    "named again after an error",
-    "deallocate",
-    "discard all",
-    "deallocate in the extended protocol",
-)
-
-
-def scripts_but(defects: tuple[str, ...]) -> list[object]:
-    """Every script in every mode, the defects marked as such."""
-    known = pytest.mark.xfail(reason="a known defect", strict=True)
-    return [
-        pytest.param(
-            name, mode, marks=(known,) if name in defects and mode in SHARED else ()
-        )
-        for name in SCRIPTS
-        for mode in MODES
-    ]
-
-
 class Answers:
     """What Postgres itself answers to each script, asked once."""
 
@@ -219,7 +189,8 @@ def compare(
         assert brief(without_source(got)) == brief(without_source(expected))
 
 
-@pytest.mark.parametrize(("name", "mode"), scripts_but(DEFECTS_BY_STEPS))
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_is_answered_as_by_postgres(
     answers: Answers, name: str, mode: PoolMode
 ) -> None:
@@ -229,7 +200,8 @@ def test_a_script_is_answered_as_by_postgres(
     compare(name, mode, expected, got)
 
 
-@pytest.mark.parametrize(("name", "mode"), scripts_but(DEFECTS_IN_ONE_PIECE))
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_sent_in_one_piece_is_answered_the_same(
     answers: Answers, name: str, mode: PoolMode
 ) -> None:
