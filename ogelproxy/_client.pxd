@@ -28,7 +28,6 @@ cdef class ClientCore(Borrower):
     cdef readonly TokenBucket bucket
     cdef Settings settings            # what its sessions are to be set to
     cdef readonly int phase
-    cdef bint is_batch_open           # messages went out since the last Sync
     cdef uint64_t names_doubt         # like names_change, of earlier batches
     cdef bint answers_sync            # the Sync of a dropped batch is answered here
     cdef bint body_dropped            # the rest of this message goes nowhere

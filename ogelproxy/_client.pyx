@@ -436,6 +436,7 @@ cdef class ClientCore(Borrower):
         if not self.borrow():
             return 0
         self.prepaid = 0
+        self.is_batch_open = False
         reply = self.ask(ASKED_QUERY, size)
         if is_whole:
             reply.fingerprint = self.scan.fingerprint
@@ -471,6 +472,7 @@ cdef class ClientCore(Borrower):
         if not self.borrow():
             return 0
         self.prepaid = 0
+        self.is_batch_open = False
         reply = self.ask(ASKED_FUNCTION, size)
         reply.queries = 1
         reply.complexity = 100

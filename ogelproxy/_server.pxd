@@ -39,6 +39,7 @@ cdef class Borrower(Connection):
     cdef UsageTable usage
     cdef Latency latency
     cdef Py_ssize_t body_left         # bytes of a request still to be forwarded
+    cdef bint is_batch_open           # messages went out since the last Sync
     cdef bint is_dropping             # a failed batch: dropped up to its Sync
     cdef bint is_stalled              # answers must come before more is read
     cdef bytes notice                 # a NoticeResponse to send at the next boundary

@@ -129,6 +129,8 @@ cdef class ServerCore(Connection):
             and self.out_size == 0
             and self.body_left == 0
             and self.client.body_left == 0
+            # Flushed, a batch is answered and still open: so is its transaction.
+            and not self.client.is_batch_open
         )
 
     cdef int release(self) except -1:
@@ -511,7 +513,7 @@ cdef class ServerCore(Connection):
             self.client.names_skipped(changes)
             if self.replies.count == 0:
                 # What else the client sends before its Sync will be skipped too.
-                self.client.is_dropping = True
+                self.client.is_dropping = self.client.is_batch_open = True
         return 0
 
     cdef int ready(self, const char* p, Py_ssize_t size) except -1:

@@ -269,7 +269,8 @@ def test_a_client_that_never_reads_its_refusals_costs_no_memory(proxy: Proxy) ->
     with RawClient.logged_in(poor) as client:
         before = proxy.memory_kb
         stuff(client, messages.query("SELECT 1"))
-        assert proxy.memory_kb - before < 20_000
+        # What is owed at once (MAX_OWED) may take some 20 MB.
+        assert proxy.memory_kb - before < 30_000
         # It is read from again once it reads.
         client.socket.settimeout(10)
         while client.receive()[0] != b"Z":

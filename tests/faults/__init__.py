@@ -1,0 +1,1 @@
+"""The proxy while something around it breaks."""
