@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
@@ -158,7 +159,7 @@ class Engine:
     def _mock_secret(self) -> bytes:
         key = self.config.control.secret_key
         # Without one, stable for as long as the engine lives.
-        return key.get_secret_value().encode() if key else id(self).to_bytes(8, "big")
+        return key.get_secret_value().encode() if key else secrets.token_bytes(32)
 
     async def drain(self) -> None:
         """Accept no more, let transactions finish, tell idle clients 57P01.

@@ -19,6 +19,7 @@ from ogelproxy.auth import Authenticator
 from ogelproxy.client import Client, Session
 from ogelproxy.config import Config
 from ogelproxy.errors import (
+    InternalError,
     LoginTimeout,
     NotSupported,
     OgelError,
@@ -96,6 +97,10 @@ class Login:
         except (OSError, ssl.SSLError) as error:
             log.debug("client left its login: %s", error)
             client.close()
+        except Exception as defect:
+            internal = InternalError(f"{type(defect).__name__}: {defect}")
+            log.error("%s", internal, exc_info=defect)
+            await self._refuse(client, internal)
         except BaseException:
             client.close()
             raise

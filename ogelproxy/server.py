@@ -232,8 +232,11 @@ class Server(ServerCore):
         raise TargetUnreachable(f"login refused: {fields.get('C')} {fields.get('M')}")
 
     def _note_status(self, body: bytes) -> None:
-        name, value = messages.read_strings(body)
-        self.statuses[name] = value
+        match messages.read_strings(body):
+            case [name, value]:
+                self.statuses[name] = value
+            case _:
+                raise ProtocolViolation("malformed ParameterStatus", by="server")
 
     async def receive_message(self) -> tuple[bytes, bytes]:
         """Wait for one message; only while a coroutine owns the server."""
