@@ -1,4 +1,4 @@
-"""The extensions, their one directive table, and two switches; the rest is pyproject.toml."""
+"""The extensions, their one directive table and two switches; no more."""
 
 import os
 import sys
@@ -18,6 +18,7 @@ EXTENSIONS = (
     "_replies",
     "_server",
     "_statements",
+    "_traffic",
     "_usage",
     "_wire",
 )

@@ -72,5 +72,6 @@ cdef class ClientCore(Borrower):
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1
     cdef int detach(self) except -1
+    cdef int detach_wait(self) except -1
     cdef int end(self, bint lingers) except -1
     cdef int gone(self) except -1

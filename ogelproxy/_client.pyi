@@ -2,7 +2,8 @@ from typing import Any
 
 from ogelproxy._bucket import TokenBucket
 from ogelproxy._pool import PoolCore, Settings
-from ogelproxy._server import Borrower, Latency
+from ogelproxy._server import Borrower
+from ogelproxy._traffic import Traffic
 from ogelproxy._usage import Attribution, UsageTable
 
 class ClientCore(Borrower):
@@ -24,7 +25,7 @@ class ClientCore(Borrower):
         bucket: TokenBucket,
         who: Attribution,
         usage: UsageTable,
-        latency: Latency,
+        traffic: Traffic,
     ) -> None:
         """Leave the login: from here on compiled callbacks carry the client."""
     @property

@@ -30,7 +30,8 @@ from ogelproxy._replies cimport (
     REPLY_FORWARD,
     REPLY_REFUSE,
 )
-from ogelproxy._server cimport Latency, ServerCore
+from ogelproxy._server cimport ServerCore
+from ogelproxy._traffic cimport Traffic
 from ogelproxy._usage cimport Attribution, Measure, UsageTable
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size
 from ogelproxy.errors import ProtocolViolation
@@ -49,7 +50,7 @@ cdef class ClientCore(Borrower):
 
     def start(
         self, host, PoolCore pool, Settings settings, TokenBucket bucket,
-        Attribution who, UsageTable usage, Latency latency,
+        Attribution who, UsageTable usage, Traffic traffic,
     ):
         """Leave the login: from here on compiled callbacks carry the client."""
         self.host = host
@@ -58,7 +59,7 @@ cdef class ClientCore(Borrower):
         self.bucket = bucket
         self.who = who
         self.usage = usage
-        self.latency = latency
+        self.traffic = traffic
         self.prepare_names()
         self.phase = CLIENT_READY
         self.active_at = self.reactor.now
@@ -316,6 +317,7 @@ cdef class ClientCore(Borrower):
         if wait <= 0:
             if wait < 0:
                 self.wait = -wait
+                self.traffic.warned += 1
                 self.notice = self.host.warning(self, count)
                 if self.server is None or self.server.replies.count == 0:
                     self.write(PyBytes_AS_STRING(self.notice), len(self.notice))
@@ -325,12 +327,17 @@ cdef class ClientCore(Borrower):
                 self.held_since = 0
             return PAID
         most = self.bucket.max_wait
-        if self.server is not None and self.server.status != b"I":
+        if self.server is not None and (
+            self.server.status != b"I"
+            # Or will be in one: a BEGIN is on its way.
+            or self.server.replies.count and self.server.flags & FLAG_TRANSACTION
+        ):
             most = self.host.transaction_wait
         if self.held_since == 0:
             self.held_since = now
         if now + wait <= self.held_since + most:
             self.phase = CLIENT_HELD
+            self.traffic.delayed += 1
             self.hold()
             self.timer = self.reactor.loop.call_later(wait, self.retry)
             return HELD
@@ -338,6 +345,7 @@ cdef class ClientCore(Borrower):
         measure.refused = count
         measure.throttled_seconds = now - self.held_since
         self.held_since = 0
+        self.traffic.refused += 1
         self.usage.count(self.who, &measure)
         return REFUSED
 
@@ -482,20 +490,35 @@ cdef class ClientCore(Borrower):
     # Endings.
 
     def give_up(self, bytes error):
-        """Answer the query that waits for a server with an error instead."""
-        if self.phase != CLIENT_QUEUED or self.server is not None:
+        """Answer the query that waits for a server or a token with an error."""
+        cdef char kind
+        if not self.is_waiting or self.in_size < HEADER:
             return
-        self.pool.forget(self)
+        if self.phase == CLIENT_QUEUED and self.server is not None:
+            return
+        self.detach_wait()
         self.phase = CLIENT_READY
-        self.waiting_since = 0
+        self.waiting_since = self.held_since = 0
+        self.bucket.refund(self.prepaid)
         self.prepaid = 0
-        self.refuse(self.inbox[0], error)
-        if self.inbox[0] == b"Q" or self.inbox[0] == b"F":
+        kind = self.inbox[0]
+        self.reactor.gather.clear()
+        self.refuse(kind, error)
+        if kind == b"Q" or kind == b"F":
             self.consume(
                 self.drop(frame_size(self.inbox, MAX_MESSAGE), self.in_size)
             )
+        self.flush_requests()
         self.resume()
         self.reactor.later(self)
+
+    cdef int detach_wait(self) except -1:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.phase == CLIENT_QUEUED:
+            self.pool.forget(self)
+        return 0
 
     def fail(self, bytes message):
         """Tell the client why, then end its connection."""
@@ -510,11 +533,7 @@ cdef class ClientCore(Borrower):
 
     cdef int detach(self) except -1:
         """Leave whatever it waits for or holds."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        if self.phase == CLIENT_QUEUED:
-            self.pool.forget(self)
+        self.detach_wait()
         if self.server is not None:
             self.server.drop_client()
         return 0

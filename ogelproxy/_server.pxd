@@ -1,4 +1,3 @@
-cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -6,6 +5,7 @@ from ogelproxy._pool cimport PoolCore, Settings
 from ogelproxy._reactor cimport Connection
 from ogelproxy._replies cimport Replies, Reply
 from ogelproxy._statements cimport Naming, Statement
+from ogelproxy._traffic cimport Traffic
 from ogelproxy._usage cimport Attribution, UsageTable
 
 
@@ -16,28 +16,12 @@ cdef enum:  # ServerCore.phase
     SERVER_RESETTING  # finishing with, or forgetting, its last client
     SERVER_CLOSED
 
-cdef enum:
-    LATENCY_BUCKETS = 19  # metrics.LATENCY_BOUNDS and infinity
-
-
-@cython.final
-cdef class Latency:
-    # Latencies of one tier and database type: a histogram that a scrape reads.
-    cdef readonly str tier
-    cdef readonly str database_type
-    cdef uint64_t counts[LATENCY_BUCKETS]
-    cdef readonly double seconds
-    cdef double bounds[LATENCY_BUCKETS]
-
-    cdef void observe(self, double seconds) noexcept
-
-
 cdef class Borrower(Connection):
     # What a server knows of the client it is lent to.
     cdef readonly ServerCore server   # the loan, or None; changed by lend and release
     cdef Attribution who              # to whom queries are counted
     cdef UsageTable usage
-    cdef Latency latency
+    cdef Traffic traffic
     cdef Py_ssize_t body_left         # bytes of a request still to be forwarded
     cdef bint is_batch_open           # messages went out since the last Sync
     cdef bint is_dropping             # a failed batch: dropped up to its Sync

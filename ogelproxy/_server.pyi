@@ -1,19 +1,7 @@
-from typing import Any, final
+from typing import Any
 
 from ogelproxy._pool import PoolCore, Settings
 from ogelproxy._reactor import Connection, Reactor
-
-@final
-class Latency:
-    """The latencies of one tier and database type, in LATENCY_BOUNDS' buckets."""
-
-    tier: str
-    database_type: str
-    seconds: float
-    def __init__(self, tier: str, database_type: str) -> None: ...
-    @property
-    def buckets(self) -> list[int]:
-        """Counts per bucket, not cumulative; the last is beyond all bounds."""
 
 class Borrower(Connection):
     """What a server knows of the client that it is lent to."""

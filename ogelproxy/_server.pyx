@@ -13,6 +13,7 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 from ogelproxy._fingerprint cimport (
     FLAG_ADVISORY, FLAG_DEALLOCATE, FLAG_DISCARD, FLAG_HOLD, FLAG_LISTEN, FLAG_LOAD,
     FLAG_PREPARE, FLAG_ROLE, FLAG_SET, FLAG_SET_CONFIG, FLAG_TEMP,
+    FLAG_TRANSACTION,
 )
 from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH
@@ -33,7 +34,6 @@ from ogelproxy._replies cimport (
 from ogelproxy._usage cimport Measure
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, Gather, frame_size, put32
 from ogelproxy.errors import ProtocolViolation
-from ogelproxy.metrics import LATENCY_BOUNDS
 
 cdef enum:
     # What another client must not find on a server: it is reset first, and in
@@ -42,27 +42,6 @@ cdef enum:
         FLAG_ADVISORY | FLAG_DEALLOCATE | FLAG_DISCARD | FLAG_HOLD | FLAG_LISTEN
         | FLAG_LOAD | FLAG_PREPARE | FLAG_ROLE | FLAG_SET | FLAG_SET_CONFIG | FLAG_TEMP
     )
-
-
-cdef class Latency:
-
-    def __init__(self, str tier, str database_type):
-        self.tier = tier
-        self.database_type = database_type
-        for index, bound in enumerate(LATENCY_BOUNDS):
-            self.bounds[index] = bound
-
-    @property
-    def buckets(self):
-        return [self.counts[index] for index in range(LATENCY_BUCKETS)]
-
-    cdef void observe(self, double seconds) noexcept:
-        cdef int index = 0
-        while index < LATENCY_BUCKETS - 1 and seconds > self.bounds[index]:
-            index += 1
-        self.counts[index] += 1
-        self.seconds += seconds
-
 
 cdef class Borrower(Connection):
 
@@ -352,6 +331,8 @@ cdef class ServerCore(Connection):
                 self.pass_on(p + i, step, head)
             else:
                 self.message(kind, p + i, size, head)
+                if self.phase == SERVER_CLOSED:
+                    return n
             i += step
         if client is not None:
             if self.body_left == 0:
@@ -386,6 +367,12 @@ cdef class ServerCore(Connection):
             return 0
         if kind == b"G" or kind == b"W":
             self.in_copy = True
+        elif kind == b"S" and size == HEADER + 32 and (
+            memcmp(p + HEADER, b"standard_conforming_strings\0off", 32) == 0
+        ):
+            # Strings would end elsewhere for Postgres than for the limiter.
+            self.host.lexer_changed(self.client)
+            return 0
         self.pass_on(p, size, head)
         if (
             kind == b"1" and asked == ASKED_PARSE
@@ -539,6 +526,8 @@ cdef class ServerCore(Connection):
             self.count(head)
         self.last_done = self.reactor.now
         self.replies.pop()
+        if self.replies.count == 0 and self.status == b"I":
+            self.flags &= ~<uint32_t> FLAG_TRANSACTION
         return 0
 
     cdef void count(self, Reply* reply) noexcept:
@@ -561,7 +550,9 @@ cdef class ServerCore(Connection):
         measure.throttled_seconds = reply.throttled
         measure.server_seconds = now - max(reply.started, self.last_done)
         client.usage.count(client.who, &measure)
-        client.latency.observe(now - reply.started + reply.queued + reply.throttled)
+        client.traffic.observe(now - reply.started + reply.queued + reply.throttled)
+        client.traffic.bytes_in += reply.bytes_in
+        client.traffic.bytes_out += self.bytes_out
         self.bytes_out = 0
         self.last_done = now
 

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 MAX_UNDER_WAY = 256
 CANCEL_TIMEOUT = 5.0
 
+#: What Postgres says, for a query that had not reached it yet.
+CANCELED = messages.plain_error("57014", "canceling statement due to user request")
+
 
 class Cancels:
     """The cancel keys of the clients of one engine."""
@@ -56,7 +59,9 @@ class Cancels:
         if not hmac.compare_digest(known, secret) or client is None:
             return
         server = client.server
-        if server is not None and server.owed:
+        if client.is_waiting:
+            client.give_up(CANCELED)
+        elif server is not None and server.owed:
             await self.cancel_server(server)
 
     async def cancel_server(self, server: Server) -> None:

@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 #: Seconds between looks at timeouts, idle servers and pools.
 SWEEP_INTERVAL = 0.25
 
+#: Seconds between notes of when keys were last used.
+KEY_INTERVAL = 30.0
+
 
 class Engine:
     """A proxy: listener, seven layers, and what they share."""
@@ -64,7 +67,7 @@ class Engine:
         self._given_directory = directory
         self._given_sinks = sinks
         self._store: Store | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
         self._is_started = False
 
@@ -96,7 +99,7 @@ class Engine:
         self.directory = directory
         self._meter = Meter(config.usage, sinks, clock=self._clock)
         await self._meter.start()
-        self._gate = Gate(config.listen)
+        self._gate = Gate()
         self._limiter = Limiter(config.limits, clock=self._clock)
         self._relay = Relay(
             config,
@@ -107,11 +110,14 @@ class Engine:
             metrics=self.metrics,
         )
         self._router = Router(config.pool, self._relay)
+        authenticator = Authenticator(
+            config.auth, mock_secret=await self._mock_secret()
+        )
         self._login = Login(
             config,
             relay=self._relay,
             tenants=directory,
-            authenticator=Authenticator(config.auth, mock_secret=self._mock_secret()),
+            authenticator=authenticator,
             gate=self._gate,
             limiter=self._limiter,
             router=self._router,
@@ -133,7 +139,10 @@ class Engine:
                 is_ready=lambda: self.is_ready,
             )
             await self._admin.start()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._tasks = [
+            asyncio.create_task(self._sweep()),
+            asyncio.create_task(self._note_keys()),
+        ]
         self._is_started = True
 
     async def _open_control(self) -> tuple[TenantDirectory, Sequence[Sink]]:
@@ -156,10 +165,11 @@ class Engine:
         )
         return directory, [sink]
 
-    def _mock_secret(self) -> bytes:
-        key = self.config.control.secret_key
-        # Without one, stable for as long as the engine lives.
-        return key.get_secret_value().encode() if key else secrets.token_bytes(32)
+    async def _mock_secret(self) -> bytes:
+        # Without a control plane, stable for as long as the engine lives.
+        if self._store is None:
+            return secrets.token_bytes(32)
+        return await self._store.fetch_mock_secret()
 
     async def drain(self) -> None:
         """Accept no more, let transactions finish, tell idle clients 57P01.
@@ -181,10 +191,10 @@ class Engine:
 
     async def _stop_parts(self) -> None:
         self._is_started = False
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
-            self._sweeper = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
         for name in ("_listener", "_router"):
             if (part := getattr(self, name, None)) is not None:
                 part.close()
@@ -225,8 +235,12 @@ class Engine:
 
     def status(self) -> Mapping[str, Any]:
         """A picture of the engine for operators, without secrets."""
+        reasons = ["draining"] if self._is_draining else []
         return {
             "ready": self.is_ready,
+            "reasons": reasons,
+            "control_plane": "degraded" if self.directory.is_degraded else "up",
+            "usage_spool": "nearly full" if self._meter.is_nearly_full else "ok",
             "draining": self._is_draining,
             "clients": self._relay.client_count,
             "pools": [
@@ -244,15 +258,31 @@ class Engine:
         }
 
     def _samples(self) -> Iterable[LatencySample | GaugeSample | CounterSample]:
-        for latency in self._login.latencies:
-            yield LatencySample(
-                latency.tier, latency.database_type, latency.buckets, latency.seconds
+        for traffic in self._login.traffic:
+            tier, kind = traffic.tier, traffic.database_type
+            counts = traffic.buckets
+            yield LatencySample(tier, kind, counts, traffic.seconds)
+            labels = {"tier": tier, "database_type": kind}
+            yield CounterSample("o7s_requests_total", labels, sum(counts))
+            for outcome in ("delayed", "refused", "warned"):
+                yield CounterSample(
+                    "o7s_throttled_total",
+                    {"tier": tier, "outcome": outcome},
+                    getattr(traffic, outcome),
+                )
+            yield CounterSample(
+                "o7s_bytes_total", {"direction": "in"}, traffic.bytes_in
             )
             yield CounterSample(
-                "o7s_requests_total",
-                {"tier": latency.tier, "database_type": latency.database_type},
-                sum(latency.buckets),
+                "o7s_bytes_total", {"direction": "out"}, traffic.bytes_out
             )
+        yield GaugeSample("o7s_tenants_cached", {}, len(self.directory))
+        yield GaugeSample("o7s_control_up", {}, not self.directory.is_degraded)
+        meter = self._meter
+        yield GaugeSample("o7s_usage_spooled_batches", {}, meter.spooled_count)
+        yield CounterSample(
+            "o7s_usage_delivered_batches_total", {}, meter.delivered_count
+        )
         pools = self._router.pools
         idle = sum(pool.idle_count for pool in pools)
         servers = sum(pool.size for pool in pools)
@@ -263,6 +293,18 @@ class Engine:
         yield GaugeSample("o7s_waiting_clients", {}, waiting)
 
     # What goes on.
+
+    async def _note_keys(self) -> None:
+        """Tell the control plane which keys were used, now and then."""
+        while self._store is not None:
+            await asyncio.sleep(KEY_INTERVAL)
+            uses, self._login.key_uses = self._login.key_uses, {}
+            try:
+                if uses:
+                    await self._store.record_key_uses(uses)
+            except OgelError as error:
+                # Only the latest use matters: the next one will be told.
+                log.warning("uses of keys were not noted: %s", error)
 
     async def _sweep(self) -> None:
         while True:
@@ -276,7 +318,9 @@ class Engine:
 
     def _tenant_changed(self, old: Tenant, new: Tenant | None) -> None:
         """Carry a change in the control plane to open connections."""
-        if new is not None:
+        if new is None:
+            self._limiter.forget(old.handle)
+        else:
             self._limiter.update(new)
         self._router.update(old, new)
         for client in list(self._relay.clients.get(old.handle, ())):

@@ -1,60 +1,21 @@
 """Gate: whether a connection may come in.
 
-Counts the connections of this process: all of them and those that log in, and
-of each organisation those that were admitted. Knows no sockets; whoever got in
-is trusted to be reported gone. How fast queries may come is `limiter`'s.
+Counts the connections that each organisation was admitted with in this process.
+Knows no sockets; whoever got in is trusted to be reported gone. How fast queries
+may come is `limiter`'s, how many strangers may knock is `listener`'s.
 """
 
 from __future__ import annotations
 
-from ogelproxy.config import Listen
-from ogelproxy.errors import InternalError, ServerBusy, TooManyConnections
+from ogelproxy.errors import InternalError, TooManyConnections
 from ogelproxy.tenants.model import Tenant
 
 
 class Gate:
-    """The connections of one process, and their three maxima.
+    """The connections of the organisations of one process: `admit`, then `leave`."""
 
-    Three pairs, each second half once per first: `enter` and `exit` around a
-    client's connection, `begin_login` and `end_login` around its login,
-    `admit` and `leave` around its life as an organisation's.
-    """
-
-    def __init__(self, config: Listen) -> None:
-        self._config = config
-        self._clients = 0  # between enter and exit
-        self._logins = 0  # between begin_login and end_login
+    def __init__(self) -> None:
         self._admitted: dict[str, int] = {}  # by handle, without zeros
-
-    @property
-    def client_count(self) -> int:
-        """Connections of this process, logged in or not."""
-        return self._clients
-
-    @property
-    def login_count(self) -> int:
-        """Clients that are logging in."""
-        return self._logins
-
-    def enter(self) -> None:
-        """Let a connection in. Raises ServerBusy at `listen.max_clients`."""
-        if self._clients >= self._config.max_clients:
-            raise ServerBusy(f"{self._clients} clients are connected")
-        self._clients += 1
-
-    def exit(self) -> None:
-        """Count a connection out."""
-        self._clients -= 1
-
-    def begin_login(self) -> None:
-        """Let a client begin to log in. Raises ServerBusy at `listen.max_logins`."""
-        if self._logins >= self._config.max_logins:
-            raise ServerBusy(f"{self._logins} clients are logging in")
-        self._logins += 1
-
-    def end_login(self) -> None:
-        """Count a login that ended, well or not."""
-        self._logins -= 1
 
     def admit(self, tenant: Tenant) -> None:
         """Count a connection of `tenant` in.

@@ -12,9 +12,11 @@ import ipaddress
 import logging
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from uuid import UUID
 
-from ogelproxy._server import Latency
+from ogelproxy._traffic import Traffic
 from ogelproxy.auth import Authenticator
 from ogelproxy.client import Client, Session
 from ogelproxy.config import Config
@@ -71,6 +73,8 @@ class Login:
     ) -> None:
         self.config = config
         self.tls: Tls | None = None  # replaced at a reload
+        # When keys were used since the engine last took this.
+        self.key_uses: dict[UUID, datetime] = {}
         self._relay = relay
         self._tenants = tenants
         self._authenticator = authenticator
@@ -79,11 +83,11 @@ class Login:
         self._router = router
         self._meter = meter
         self._metrics = metrics
-        self._latencies: dict[tuple[str, str], Latency] = {}
+        self._traffic: dict[tuple[str, str], Traffic] = {}
 
     @property
-    def latencies(self) -> list[Latency]:
-        return list(self._latencies.values())
+    def traffic(self) -> list[Traffic]:
+        return list(self._traffic.values())
 
     async def run(self, client: Client) -> None:
         """Log a client in, or tell it why not."""
@@ -190,16 +194,16 @@ class Login:
         is_token = is_token or packet.settings.get(AUTH_SETTING) == "jwt"
         tenant = await self._tenants.find(handle)
         tls = self.tls if client.tls is not None else None
-        exchange = self._authenticator.begin(
-            tenant,
-            handle,
-            is_token=is_token,
-            is_private=self._is_private(client),
-            source=client.address,
-            channel_binding=tls.end_point if tls is not None else None,
-        )
-        client.send(messages.authentication(exchange.start()))
         try:
+            exchange = self._authenticator.begin(
+                tenant,
+                handle,
+                is_token=is_token,
+                is_private=self._is_private(client),
+                source=client.address,
+                channel_binding=tls.end_point if tls is not None else None,
+            )
+            client.send(messages.authentication(exchange.start()))
             while exchange.credential is None:
                 kind, body = await client.receive_message()
                 if kind != b"p":
@@ -210,6 +214,8 @@ class Login:
             self._metrics.login("rejected")
             raise
         self._metrics.login("accepted")
+        if exchange.credential.key_id is not None:
+            self.key_uses[exchange.credential.key_id] = datetime.now(UTC)
         return exchange.credential
 
     async def _welcome(
@@ -256,7 +262,7 @@ class Login:
             self._limiter.bucket(tenant),
             attribution,
             self._meter.table,
-            self._latency(tenant.tier.name, pool.target.type),
+            self._traffic_of(tenant.tier.name, pool.target.type),
         )
         self._relay.enter(client)
 
@@ -273,9 +279,9 @@ class Login:
         self._router.route(tenant, target.name)
         return tenant
 
-    def _latency(self, tier: str, database_type: str) -> Latency:
+    def _traffic_of(self, tier: str, database_type: str) -> Traffic:
         key = (tier, str(database_type))
-        found = self._latencies.get(key)
+        found = self._traffic.get(key)
         if found is None:
-            found = self._latencies[key] = Latency(*key)
+            found = self._traffic[key] = Traffic(*key)
         return found

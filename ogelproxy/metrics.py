@@ -59,7 +59,7 @@ COUNTERS = {
     REFUSALS: Declared("Errors told to clients.", ("kind", "code")),
     LOGINS: Declared("Logins that ended.", ("result",)),
     "o7s_throttled_total": Declared(
-        "Queries that met the rate limit.", ("tier", "mode")
+        "Queries that met the rate limit.", ("tier", "outcome")
     ),
     "o7s_bytes_total": Declared("Bytes relayed.", ("direction",)),
     "o7s_usage_delivered_batches_total": Declared("Usage batches delivered."),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ogelproxy._pool import PoolCore, Settings
 from ogelproxy.config import Pool as PoolConfig
-from ogelproxy.errors import OgelError, PoolTimeout, TargetUnreachable
+from ogelproxy.errors import NotSupported, OgelError, PoolTimeout, TargetUnreachable
 from ogelproxy.protocol import messages
 from ogelproxy.server import Address, KeyCache, Server
 from ogelproxy.tenants.model import PoolMode, Target, Tenant
@@ -162,6 +162,8 @@ class Pool(PoolCore):
             if items:
                 settings = Settings(items)
                 await self._set(server, self.baseline, settings)
+                if server.statuses.get("standard_conforming_strings") == "off":
+                    raise NotSupported("standard_conforming_strings = off")
                 settings.statuses = render_statuses(self._statuses | server.statuses)
         except OSError as error:
             self.host.retire(server)
@@ -246,6 +248,8 @@ def session_parameters(tenant: Tenant) -> dict[str, str]:
             round(tier.idle_in_transaction_timeout * 1000)
         ),
         "work_mem": f"{tier.work_mem_kb}kB",
+        # The limiter counts statements as they are read with this setting.
+        "standard_conforming_strings": "on",
     }
 
 

@@ -148,6 +148,10 @@ class Relay:
         for client in list(self.clients.get(handle, ())):
             self.fail(client, error)
 
+    def lexer_changed(self, client: Client) -> None:
+        """End a client that made strings end elsewhere than the limiter thinks."""
+        self.fail(client, NotSupported("standard_conforming_strings = off"))
+
     # Answers that the compiled side asks for.
 
     def error(self, error: OgelError) -> bytes:

@@ -206,6 +206,14 @@ class Store(Operations):
                     )
                     logger.info("migrated the control plane to %s", name)
 
+    async def fetch_mock_secret(self) -> bytes:
+        """Return the secret that the salts of unknown organisations are made from."""
+        async with self._session() as session:
+            secret: bytes = await session.fetchval(
+                "SELECT value FROM platform.secrets WHERE name = 'mock_salt'"
+            )
+        return secret
+
     async def fetch_tenant(self, handle: str) -> Tenant | None:
         """Return the tenant with its tier, live keys and active databases, or None.
 

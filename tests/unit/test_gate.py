@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ogelproxy.config import Listen
-from ogelproxy.errors import InternalError, ServerBusy, TooManyConnections
+from ogelproxy.errors import InternalError, TooManyConnections
 from ogelproxy.gate import Gate
 from ogelproxy.tenants.model import Tenant, Tier
 
@@ -23,7 +22,7 @@ def tenant(handle: str = "org_a", **changes: object) -> Tenant:
 
 
 def test_an_organisation_is_admitted_up_to_its_tier_s_maximum() -> None:
-    gate = Gate(Listen())
+    gate = Gate()
     gate.admit(tenant())
     gate.admit(tenant())
     with pytest.raises(TooManyConnections) as refused:
@@ -37,7 +36,7 @@ def test_an_organisation_is_admitted_up_to_its_tier_s_maximum() -> None:
 
 
 def test_a_refused_connection_is_not_counted() -> None:
-    gate = Gate(Listen())
+    gate = Gate()
     closed = tenant(connections_override=0)
     with pytest.raises(TooManyConnections):
         gate.admit(closed)
@@ -45,7 +44,7 @@ def test_a_refused_connection_is_not_counted() -> None:
 
 
 def test_an_override_beats_the_tier_s_maximum() -> None:
-    gate = Gate(Listen())
+    gate = Gate()
     for _ in range(5):
         gate.admit(tenant(connections_override=5))
     with pytest.raises(TooManyConnections) as refused:
@@ -54,7 +53,7 @@ def test_an_override_beats_the_tier_s_maximum() -> None:
 
 
 def test_a_lowered_maximum_ends_nobody_and_admits_nobody() -> None:
-    gate = Gate(Listen())
+    gate = Gate()
     gate.admit(tenant())
     gate.admit(tenant())
     with pytest.raises(TooManyConnections):
@@ -67,7 +66,7 @@ def test_a_lowered_maximum_ends_nobody_and_admits_nobody() -> None:
 
 
 def test_one_organisation_s_connections_take_no_place_of_another_s() -> None:
-    gate = Gate(Listen())
+    gate = Gate()
     gate.admit(tenant("org_a"))
     gate.admit(tenant("org_a"))
     gate.admit(tenant("org_b"))
@@ -75,14 +74,14 @@ def test_one_organisation_s_connections_take_no_place_of_another_s() -> None:
 
 
 def test_who_leaves_more_often_than_it_came_is_a_defect() -> None:
-    gate = Gate(Listen())
+    gate = Gate()
     with pytest.raises(InternalError, match="org_a left the gate"):
         gate.leave("org_a")
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans())))
 def test_no_entry_stays_at_zero(events: list[tuple[str, bool]]) -> None:
-    gate = Gate(Listen())
+    gate = Gate()
     model = dict.fromkeys("abc", 0)
     for handle, comes in events:
         if comes and model[handle] < 2:
@@ -93,24 +92,3 @@ def test_no_entry_stays_at_zero(events: list[tuple[str, bool]]) -> None:
             model[handle] -= 1
         assert {name: gate.count(name) for name in "abc"} == model
         assert len(gate) == sum(count > 0 for count in model.values())
-
-
-def test_the_process_lets_in_as_many_clients_as_it_may() -> None:
-    gate = Gate(Listen(max_clients=2))
-    gate.enter()
-    gate.enter()
-    with pytest.raises(ServerBusy, match="2 clients are connected"):
-        gate.enter()
-    gate.exit()
-    gate.enter()
-    assert gate.client_count == 2
-
-
-def test_as_many_clients_log_in_at_once_as_may() -> None:
-    gate = Gate(Listen(max_logins=1))
-    gate.begin_login()
-    with pytest.raises(ServerBusy, match="1 clients are logging in"):
-        gate.begin_login()
-    gate.end_login()
-    gate.begin_login()
-    assert gate.login_count == 1
