@@ -7,6 +7,7 @@ asks who is there: the address it listens on is whom it trusts.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ class Admin:
         return 0 if self._runner is None else int(self._runner.addresses[0][1])
 
     async def start(self) -> None:
-        """Listen, if a port is set. Raises OSError when the port is taken."""
+        """Listen, if a port is set. Raises OSError naming the setting that failed."""
         if self._config.port is None:
             return
         app = web.Application(client_max_size=MAX_BODY_BYTES)
@@ -72,6 +73,11 @@ class Admin:
         await runner.setup()
         try:
             await web.TCPSite(runner, self._config.host, self._config.port).start()
+        except OSError as error:
+            await runner.cleanup()
+            where = f"admin.host {self._config.host}, admin.port {self._config.port}"
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise OSError(error.errno, f"{where}: {reason}") from error
         except BaseException:
             await runner.cleanup()
             raise

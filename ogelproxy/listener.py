@@ -49,7 +49,7 @@ class Listener:
         return host, port
 
     def open(self) -> None:
-        """Bind and listen. Raises OSError when the port is taken."""
+        """Bind and listen. Raises OSError naming the settings that failed."""
         listen = self._config.listen
         family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -60,9 +60,10 @@ class Listener:
             sock.bind((listen.host, listen.port))
             sock.listen(listen.backlog)
             sock.setblocking(False)
-        except BaseException:
+        except OSError as error:
             sock.close()
-            raise
+            where = f"listen.host {listen.host}, listen.port {listen.port}"
+            raise OSError(error.errno, f"{where}: {error.strerror}") from error
         self._sockets.append(sock)
         self._watch()
 
