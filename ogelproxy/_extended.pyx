@@ -19,7 +19,15 @@ from ogelproxy._client cimport (
     PAID,
     REFUSED,
 )
-from ogelproxy._fingerprint cimport FLAG_DEALLOCATE, FLAG_DISCARD
+from ogelproxy._fingerprint cimport (
+    FLAG_DEALLOCATE,
+    FLAG_DISCARD,
+    FLAG_ROLE,
+    FLAG_SET,
+    FLAG_SET_CONFIG,
+    FLAG_SET_LOCAL,
+    FLAG_TEMP,
+)
 from ogelproxy._pool cimport MODE_SESSION
 from ogelproxy._replies cimport (
     ASKED_BIND,
@@ -37,6 +45,11 @@ from ogelproxy._server cimport ServerCore
 from ogelproxy._statements cimport change_name, describe
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size, put32
 from ogelproxy.errors import ProtocolViolation, QueryTooLarge
+
+cdef enum:
+    # What makes a loan's session read statements in another way than its client's
+    # settings do.
+    UNSHARED = FLAG_ROLE | FLAG_SET | FLAG_SET_CONFIG | FLAG_SET_LOCAL | FLAG_TEMP
 
 cdef enum:
     NAMES_SEEN = 4096       # bytes of a message in which its names have to end
@@ -294,7 +307,11 @@ cdef class ExtendedClient(ClientCore):
                     hint="close prepared statements that are no longer used"
                 )))
                 return self.drop(size, have)
-            statement = self.pool.statements.find(body, body_size)
+            text = PyBytes_FromStringAndSize(body, body_size)
+            if self.server.flags & UNSHARED:
+                statement = self.pool.statements.add(text)
+            else:
+                statement = self.pool.statements.find(text, self.settings)
             self.names[key] = statement
             self.pool.statements.tick += 1
             statement.last_used = self.pool.statements.tick

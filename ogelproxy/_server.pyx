@@ -450,6 +450,9 @@ cdef class ServerCore(Connection):
                 memcpy(sqlstate, at + 1, 5)
             elif at[0] == b"V" and (at[1] == b"F" or at[1] == b"P"):
                 self.told_why = True
+            elif stop - at == 22 and memcmp(at, b"RRevalidateCachedQuery", 22) == 0:
+                # A table changed, and with it what a prepared statement returns.
+                self.pool.statements.forget()
             at = stop + 1
         if head == NULL:
             # Nobody asked: the server says why it ends.

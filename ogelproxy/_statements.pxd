@@ -4,8 +4,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 @cython.final
 cdef class Statement:
-    # One prepared statement of a pool; clients that prepare the same text and
-    # types share it, whatever name each of them gave it.
+    # One prepared statement of a pool; clients with the same settings that prepare
+    # the same text and types share it, whatever name each of them gave it.
     cdef StatementCache cache
     cdef readonly bytes server_name   # its name on servers
     cdef readonly bytes body          # of its Parse, behind the name
@@ -18,13 +18,14 @@ cdef class Statement:
 
 @cython.final
 cdef class StatementCache:
-    cdef dict by_body                 # body: Statement, least recently parsed first
+    cdef dict shared                  # (Settings, body): Statement, in order of Parse
     cdef readonly Py_ssize_t bytes_kept
     cdef Py_ssize_t max_bytes
     cdef uint64_t serial
     cdef uint64_t tick
 
-    cdef Statement find(self, const char* body, Py_ssize_t size)
+    cdef Statement find(self, bytes body, object settings)
+    cdef int forget(self) except -1
     cdef Statement add(self, bytes body)
 
 

@@ -5,7 +5,6 @@ the pool. What each client and each server knows is kept by `_relay`; here is
 what they share, bounded in bytes.
 """
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.string cimport memchr
 
 from ogelproxy._fingerprint cimport (
@@ -56,31 +55,40 @@ cdef Statement describe(bytes body):
 cdef class StatementCache:
 
     def __init__(self, Py_ssize_t max_bytes):
-        self.by_body = {}
+        self.shared = {}
         self.max_bytes = max_bytes
 
     def __len__(self):
-        return len(self.by_body)
+        return len(self.shared)
 
-    cdef Statement find(self, const char* body, Py_ssize_t size):
+    cdef Statement find(self, bytes body, object settings):
         """The statement of this body, made when there is none yet.
+
+        A Parse reads literals and names as the session's settings say, so that
+        only clients with the same settings share a statement.
 
         The cache lets go of the statements parsed longest ago when it holds
         more than its bytes; clients that still use one keep it alive.
         """
-        key = PyBytes_FromStringAndSize(body, size)
-        statement = self.by_body.pop(key, None)
+        key = (settings, body)
+        statement = self.shared.pop(key, None)
         if statement is None:
-            statement = self.add(key)
-        self.by_body[key] = statement
+            statement = self.add(body)
+        self.shared[key] = statement
         return statement
 
+    cdef int forget(self) except -1:
+        """Have every statement parsed anew by who parses it next."""
+        self.shared.clear()
+        return 0
+
     cdef Statement add(self, bytes body):
+        """Make a statement that nobody else finds."""
         cdef Statement statement = describe(body)
         self.serial += 1
         statement.server_name = b"o7s_%d" % self.serial
         statement.cache = self
         self.bytes_kept += len(body) + OVERHEAD
-        while self.bytes_kept > self.max_bytes and self.by_body:
-            del self.by_body[next(iter(self.by_body))]
+        while self.bytes_kept > self.max_bytes and self.shared:
+            del self.shared[next(iter(self.shared))]
         return statement

@@ -209,3 +209,19 @@ async def test_settings_of_the_start_up_packet(database: Database) -> None:
             assert shown == "asyncpg tests"
     finally:
         await connection.close()
+
+
+async def test_a_table_may_change_under_a_prepared_statement(
+    connection: Connection,
+) -> None:
+    await connection.execute("DROP TABLE IF EXISTS shifting")
+    await connection.execute("CREATE TABLE shifting AS SELECT 1 AS a")
+    try:
+        for number in range(3):
+            row = await connection.fetchrow("SELECT * FROM shifting")
+            assert row is not None and len(row) == number + 1
+            await connection.execute(
+                f"ALTER TABLE shifting ADD COLUMN b{number} int DEFAULT 2"
+            )
+    finally:
+        await connection.execute("DROP TABLE shifting")

@@ -128,12 +128,12 @@ def test_a_session_keeps_its_server(tenant: Organization) -> None:
     assert ours != theirs
 
 
-def test_a_server_serves_the_next_session(tenant: Organization) -> None:
+def test_servers_serve_one_session_after_another(tenant: Organization) -> None:
     used = set()
-    for _ in range(5):
+    for _ in range(3 * MAX_SERVERS):
         with tenant.connect("session") as connection:
             used.add(server_of(connection))
-    assert len(used) == 1
+    assert len(used) <= MAX_SERVERS
 
 
 PINNING = (
@@ -201,10 +201,16 @@ def test_a_pinned_server_is_reset_and_used_again(tenant: Organization) -> None:
     with tenant.connect("auto") as pinned:
         pinned.execute("SET work_mem = '3MB'")
         mine = server_of(pinned)
-    with tenant.connect("auto") as other:
-        assert server_of(other) == mine
+    others = [tenant.connect("auto") for _ in range(MAX_SERVERS)]
+    used = set()
+    for other in others:  # in transactions, so that they need every server
+        other.execute("BEGIN")
+        used.add(server_of(other))
         row = other.execute("SHOW work_mem").fetchone()
         assert row is not None and row[0] != "3MB"
+    for other in others:
+        other.close()
+    assert mine in used
 
 
 def test_start_up_settings_follow_the_client(tenant: Organization) -> None:
@@ -414,3 +420,98 @@ def test_a_failed_query_gives_the_server_back(tenant: Organization) -> None:
             with pytest.raises(errors.DivisionByZero):
                 first.execute("SELECT 1/0")
             assert server_of(other) == server_of(first)
+
+
+@pytest.mark.parametrize("mode", SHARED)
+def test_a_statement_parsed_again_follows_a_changed_table(
+    tenant: Organization, mode: PoolMode
+) -> None:
+    """A server's stale statement must not outlive the error that it causes."""
+    use = bind((), "s") + execute()
+    with (
+        tenant.connect("session") as owner,
+        Wire(tenant.dsn(str(mode))) as first,
+        Wire(tenant.dsn(str(mode))) as second,
+    ):
+        owner.execute("CREATE TABLE shape AS SELECT 1 AS a")
+        for wire in (first, second):
+            wire.ask(parse("SELECT * FROM shape", "s"), use, SYNC)
+        owner.execute("ALTER TABLE shape ADD COLUMN b int")
+        got = first.ask(use, SYNC)
+        assert [each.fields()["C"] for each in got if each.kind == "E"] == ["0A000"]
+        first.ask(close_statement("s"), SYNC)
+        assert kinds(first.ask(parse("SELECT * FROM shape", "s"), use, SYNC)) == "12DCZ"
+        assert kinds(second.ask(close_statement("s"), SYNC)) == "3Z"
+        got = second.ask(
+            parse("SELECT * FROM shape", "t"), bind((), "t"), execute(), SYNC
+        )
+        assert kinds(got) == "12DCZ"
+
+
+MIDNIGHT = "SELECT extract(epoch FROM '2026-01-01 00:00'::timestamptz)::bigint"
+#: What it is in UTC and in Tokyo, nine hours earlier.
+UTC, TOKYO = b"1767225600", b"1767193200"
+
+
+def midnight(wire: Wire, name: str = "s") -> bytes:
+    got = wire.ask(bind((), name), execute(), SYNC)
+    return next(each.body[6:] for each in got if each.kind == "D")
+
+
+@pytest.mark.parametrize("mode", SHARED)
+def test_statements_are_not_shared_between_different_settings(
+    tenant: Organization, mode: PoolMode
+) -> None:
+    """Literals are read by a Parse, in the time zone of whoever sends it."""
+    with (
+        Wire(tenant.dsn(str(mode)), {"TimeZone": "Asia/Tokyo"}) as tokyo,
+        Wire(tenant.dsn(str(mode)), {"TimeZone": "UTC"}) as utc,
+    ):
+        for wire in (tokyo, utc):
+            wire.ask(parse(MIDNIGHT, "s"), SYNC)
+        for _ in range(2):
+            assert midnight(tokyo) == TOKYO
+            assert midnight(utc) == UTC
+
+
+@pytest.mark.parametrize("mode", SHARED)
+@pytest.mark.parametrize("is_prepared", [False, True])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "SET LOCAL timezone = 'Asia/Tokyo'",
+        "SELECT set_config('timezone', 'Asia/Tokyo', true)",
+    ],
+)
+def test_a_statement_parsed_under_a_setting_is_not_shared(
+    tenant: Organization, mode: PoolMode, setting: str, is_prepared: bool
+) -> None:
+    with (
+        Wire(tenant.dsn(str(mode)), {"TimeZone": "UTC"}) as local,
+        Wire(tenant.dsn(str(mode)), {"TimeZone": "UTC"}) as other,
+    ):
+        local.ask(query("BEGIN"))
+        if is_prepared:
+            local.ask(parse(setting), bind(), execute(), SYNC)
+        else:
+            local.ask(query(setting))
+        local.ask(parse(MIDNIGHT, "s"), SYNC)
+        assert midnight(local) == TOKYO
+        local.ask(query("COMMIT"))
+        other.ask(parse(MIDNIGHT, "s"), SYNC)
+        assert midnight(other) == UTC
+        local.ask(query("BEGIN"), query(setting))
+        local.until("Z")
+        local.ask(parse(MIDNIGHT, "t"), SYNC)
+        assert midnight(local, "t") == TOKYO
+        local.ask(query("COMMIT"))
+
+
+def test_a_statement_parsed_behind_a_set_is_parsed_anew(tenant: Organization) -> None:
+    with Wire(tenant.dsn("auto"), {"TimeZone": "UTC"}) as wire:
+        wire.ask(parse(MIDNIGHT, "s"), SYNC)
+        assert midnight(wire) == UTC
+        wire.ask(query("SET timezone = 'Asia/Tokyo'"))
+        wire.ask(parse(MIDNIGHT, "t"), SYNC)
+        assert midnight(wire, "t") == TOKYO
+        assert midnight(wire) == UTC
