@@ -18,3 +18,7 @@ class StatementCache:
     bytes_kept: int
     def __init__(self, max_bytes: int) -> None: ...
     def __len__(self) -> int: ...
+
+@final
+class Naming:
+    """What one message changed about a client's name; seen by compiled code only."""

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 #: What Cython adds to each module, and what one imports for itself.
 UNSEEN = r"""
 ogelproxy\._\w+(\.\w+)?\.__(reduce_cython|setstate_cython|pyx_capi|test)__
-ogelproxy\._server\.LATENCY_BOUNDS
+ogelproxy\._traffic\.LATENCY_BOUNDS
 """
 
 

@@ -224,14 +224,14 @@ def test_servers_are_logged_in_to_by_every_method(
     before = rules.read_text()
     try:
         rules.write_text(f"host all {role} 127.0.0.1/32 {method}\n{before}")
-        postgres.execute(sql.SQL("SELECT pg_reload_conf()"))
+        postgres.execute("SELECT pg_reload_conf()")
         eventually(lambda: rule_applies(postgres, role))
         name = asyncio.run(add_database(tenant, postgres.dsn("postgres", role)))
         with psycopg.connect(tenant.dsn(name)) as client:
             assert client.execute("SELECT current_user").fetchone() == (role,)
     finally:
         rules.write_text(before)
-        postgres.execute(sql.SQL("SELECT pg_reload_conf()"))
+        postgres.execute("SELECT pg_reload_conf()")
 
 
 def setting(postgres: Postgres, name: str) -> str:

@@ -212,7 +212,7 @@ def test_a_port_that_is_taken_leaves_nothing_running(
             tasks = len(asyncio.all_tasks())
             with pytest.raises(OSError, match="in use"):
                 await Engine(taken, directory=directory).start()
-            assert len(asyncio.all_tasks()) == tasks
+            assert len(asyncio.all_tasks()) <= tasks
             # Its spool is free again, and the first engine never noticed.
             async with Engine(config, directory=directory) as second:
                 assert await (await connect(second)).fetchval("SELECT 1") == 1
