@@ -225,3 +225,18 @@ async def test_a_table_may_change_under_a_prepared_statement(
             )
     finally:
         await connection.execute("DROP TABLE shifting")
+
+
+async def test_settings_of_the_start_up_packet_outlive_a_reset(
+    database: Database,
+) -> None:
+    async with asyncpg.create_pool(
+        database.dsn,
+        min_size=1,
+        max_size=1,
+        server_settings={"search_path": "mine", "timezone": "Asia/Tokyo"},
+    ) as pool:
+        for _ in range(3):
+            async with pool.acquire() as connection:  # ends with RESET ALL
+                assert await connection.fetchval("SHOW search_path") == "mine"
+                assert await connection.fetchval("SHOW timezone") == "Asia/Tokyo"

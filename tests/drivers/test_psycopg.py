@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -380,3 +380,18 @@ def test_fifteen_connections_share_a_thousand_queries(database: Database) -> Non
 
     with ThreadPoolExecutor(15) as pool:
         assert sum(pool.map(ask, range(15))) == 499_500
+
+
+@pytest.mark.parametrize("command", ["RESET ALL", "RESET search_path", "DISCARD ALL"])
+def test_a_reset_goes_back_to_the_settings_of_the_start_up_packet(
+    database: Database, command: LiteralString
+) -> None:
+    with psycopg.connect(
+        database.dsn, autocommit=True, options="-c search_path=mine"
+    ) as connection:
+        connection.execute("SET search_path = other")
+        connection.execute(command)
+        assert connection.execute("SHOW search_path").fetchone() == ("mine",)
+        connection.execute("BEGIN; SET search_path = other")
+        connection.execute("ROLLBACK")
+        assert connection.execute("SHOW search_path").fetchone() == ("mine",)
