@@ -16,7 +16,8 @@ test: $(VENV)/.test lint
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/cython-lint ogelproxy
+	@# It calls pycodestyle by name.
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint ogelproxy
 	$(BIN)/mypy
 	$(BIN)/python -m tests.stubs
 
