@@ -10,6 +10,7 @@ class Settings:
 
     items: tuple[tuple[str, str], ...]
     statuses: bytes | None
+    restore: bytes | None
     def __init__(self, items: tuple[tuple[str, str], ...]) -> None: ...
 
 class PoolCore:

@@ -18,6 +18,7 @@ cdef enum:
 cdef enum:  # what becomes of the reply
     REPLY_FORWARD = 0
     REPLY_SKIP        # the proxy asked for itself: the client never sees it
+    REPLY_RESTORE     # likewise, but for what it reports of settings
     REPLY_FAKE        # the server was never asked: the proxy answers
     REPLY_REFUSE      # made to fail on the server: its error is replaced
 

@@ -60,6 +60,7 @@ cdef class ServerCore(Connection):
     cdef public int epoch
     cdef public int cancels           # cancel requests under way: not lent meanwhile
     cdef bint in_copy                 # it waits for CopyData
+    cdef bint was_reset               # a RESET undid settings of the client's start
     cdef bint told_why                # it sent a FATAL error to the client
     cdef public bint is_retiring      # to be closed when its loan ends
     cdef public uint32_t process_id   # from BackendKeyData
@@ -81,7 +82,8 @@ cdef class ServerCore(Connection):
     cdef int ready(self, const char* p, Py_ssize_t size) except -1
     cdef int fakes(self) except -1
     cdef void count(self, Reply* reply) noexcept
+    cdef int restore(self) except -1
     cdef int count_rest(self, bint is_lost) except -1
     cdef int ask_query(self, bytes message) except -1
     cdef int prepare(self, Naming naming, uint8_t action) except -1
-    cdef int gone(self) except -1
+    cpdef int lose(self) except -1

@@ -37,5 +37,5 @@ class ServerCore(Connection):
         """Begin its life in the pool, logged in; hand it to who waits."""
     def cancel_done(self) -> None:
         """A cancel request to it has ended."""
-    def lose(self) -> None:
-        """Treat the server as gone: it broke the protocol, or must be cut."""
+    def lose(self) -> int:
+        """Treat the server as gone: it is, or broke the protocol."""

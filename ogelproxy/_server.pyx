@@ -18,18 +18,9 @@ from ogelproxy._fingerprint cimport (
 from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH
 from ogelproxy._replies cimport (
-    ASKED_BIND,
-    ASKED_CLOSE,
-    ASKED_DESCRIBE,
-    ASKED_EXECUTE,
-    ASKED_FUNCTION,
-    ASKED_PARSE,
-    ASKED_QUERY,
-    ASKED_SYNC,
-    REPLY_FAKE,
-    REPLY_FORWARD,
-    REPLY_REFUSE,
-    REPLY_SKIP,
+    ASKED_BIND, ASKED_CLOSE, ASKED_DESCRIBE, ASKED_EXECUTE, ASKED_FUNCTION,
+    ASKED_PARSE, ASKED_QUERY, ASKED_SYNC, REPLY_FAKE, REPLY_FORWARD, REPLY_REFUSE,
+    REPLY_RESTORE, REPLY_SKIP,
 )
 from ogelproxy._usage cimport Measure
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, Gather, frame_size, put32
@@ -96,6 +87,7 @@ cdef class ServerCore(Connection):
         self.client = client
         client.server = self
         self.flags = 0
+        self.was_reset = False
         self.rows = 0
         self.bytes_out = 0
         return 0
@@ -202,6 +194,17 @@ cdef class ServerCore(Connection):
         if self.cancels == 0 and self.phase == SERVER_IDLE and self.fd >= 0:
             self.settle()
 
+    cdef int restore(self) except -1:
+        """Set again what a RESET of the client's took from its start-up packet."""
+        cdef bytes query = self.settings.restore
+        self.was_reset = False
+        if query is not None and self.client is not None and (
+            self.status == b"T" or self.pool.mode in (MODE_SESSION, MODE_AUTO)
+        ):
+            self.replies.push(ASKED_QUERY, REPLY_RESTORE)
+            self.write(PyBytes_AS_STRING(query), len(query))
+        return 0
+
     # Requests of the proxy's own; the caller flushes the gather.
 
     cdef int ask_query(self, bytes message) except -1:
@@ -259,19 +262,21 @@ cdef class ServerCore(Connection):
         if self.in_size == 0:
             got = self.receive(self.reactor.scratch, SCRATCH)
             if got <= 0:
-                return self.gone() if got < 0 else 0
+                return self.lose() if got < 0 else 0
             used = self.process(self.reactor.scratch, got)
             if used < got and self.fd >= 0:
                 self.keep(self.reactor.scratch + used, got - used)
         else:
             got = self.fill(SCRATCH)
             if got <= 0:
-                return self.gone() if got < 0 else 0
+                return self.lose() if got < 0 else 0
             used = self.process(self.inbox, self.in_size)
             if self.fd >= 0:
                 self.consume(used)
         if self.client is not None and self.client.is_stalled:
             self.client.unstall()
+        if self.was_reset and self.replies.count == 0 and self.status != b"E":
+            self.restore()
         # Only now: settling may hand this server to the next client.
         if self.phase == SERVER_LENT:
             if self.is_settled():
@@ -346,7 +351,8 @@ cdef class ServerCore(Connection):
 
     cdef int pass_on(self, const char* p, Py_ssize_t size, Reply* head) except -1:
         self.body_dropped = (
-            self.client is None or head != NULL and head.action == REPLY_SKIP
+            self.client is None
+            or head != NULL and head.action in (REPLY_SKIP, REPLY_RESTORE)
         )
         if not self.body_dropped:
             self.bytes_out += size
@@ -365,6 +371,8 @@ cdef class ServerCore(Connection):
             return self.complete(p, size, head)
         if kind == b"S" and self.client is None:
             return 0
+        if kind == b"S" and asked and head.action == REPLY_RESTORE:
+            return self.reactor.gather.emit(p, size)
         if kind == b"G" or kind == b"W":
             self.in_copy = True
         elif kind == b"S" and size == HEADER + 32 and (
@@ -421,6 +429,10 @@ cdef class ServerCore(Connection):
                 self.prepared.clear()
                 if self.client is not None:
                     self.client.statements_dropped()
+            self.was_reset = self.was_reset or (
+                size == 11 and memcmp(p + HEADER, b"RESET", 6) == 0
+                or size == 17 and memcmp(p + HEADER, b"DISCARD ALL", 12) == 0
+            )
         if rows > self.rows:
             self.rows = rows
         head.rows += self.rows
@@ -463,7 +475,7 @@ cdef class ServerCore(Connection):
             refusal = <bytes> head.thing
             self.bytes_out += len(refusal)
             self.reactor.gather.copy(PyBytes_AS_STRING(refusal), len(refusal))
-        elif head.action == REPLY_SKIP and head.asked == ASKED_QUERY:
+        elif head.action in (REPLY_SKIP, REPLY_RESTORE) and head.asked == ASKED_QUERY:
             # A setting or a reset of ours failed: the state can't be known.
             self.settings = None
             self.is_retiring = True
@@ -515,7 +527,7 @@ cdef class ServerCore(Connection):
         ):
             raise ProtocolViolation("unexpected ReadyForQuery", by="server")
         self.status = p[HEADER]
-        if head.action == REPLY_SKIP:
+        if head.action in (REPLY_SKIP, REPLY_RESTORE):
             self.rows = 0
             self.replies.pop()
             return 0
@@ -574,8 +586,8 @@ cdef class ServerCore(Connection):
             self.replies.clear()
         return 0
 
-    cdef int gone(self) except -1:
-        """The server closed the connection."""
+    cpdef int lose(self) except -1:
+        """Treat the server as gone: it is, or broke the protocol."""
         cdef Borrower client = self.client
         if client is not None:
             self.count_rest(True)
@@ -586,7 +598,3 @@ cdef class ServerCore(Connection):
         else:
             self.host.server_lost(self)
         return 0
-
-    def lose(self):
-        """Treat the server as gone: it broke the protocol, or must be cut."""
-        self.gone()

@@ -165,6 +165,7 @@ class Pool(PoolCore):
                 if server.statuses.get("standard_conforming_strings") == "off":
                     raise NotSupported("standard_conforming_strings = off")
                 settings.statuses = render_statuses(self._statuses | server.statuses)
+                settings.restore = restore(settings)
         except OSError as error:
             self.host.retire(server)
             raise TargetUnreachable(
@@ -256,6 +257,25 @@ def session_parameters(tenant: Tenant) -> dict[str, str]:
 def render_statuses(statuses: Mapping[str, str]) -> bytes:
     return b"".join(
         messages.parameter_status(name, value) for name, value in statuses.items()
+    )
+
+
+def restore(settings: Settings) -> bytes:
+    """Build the query that sets again what a RESET undid.
+
+    To Postgres these settings are the session's own, so that it resets them to its
+    defaults; where they came with the start-up packet it would go back to them. What
+    the client has set since then keeps its value.
+    """
+    values = ", ".join(
+        f"({quote(name)}, {quote(value)})" for name, value in settings.items
+    )
+    return messages.query(
+        "SELECT pg_catalog.set_config(s.name, s.value, false) "
+        f"FROM (VALUES {values}) AS s (name, value) WHERE coalesce("
+        "(SELECT p.source <> 'session' FROM pg_catalog.pg_settings AS p "
+        "WHERE pg_catalog.lower(p.name) = s.name), "
+        "coalesce(pg_catalog.current_setting(s.name, true), '') = '')"
     )
 
 

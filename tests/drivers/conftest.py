@@ -37,20 +37,6 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("test_advisory_locks_last_for_the_connection", "transaction", _LOCK),
 )
 
-_RESET = "RESET goes to the role's settings, not to those of the start-up packet"
-
-#: What is wrong and to be mended, in the same form.
-DEFECTS: tuple[tuple[str, str, str], ...] = (
-    ("test_settings_of_the_start_up_packet_outlive_a_reset", "session", _RESET),
-    ("test_settings_of_the_start_up_packet_outlive_a_reset", "auto", _RESET),
-    (
-        "test_a_reset_goes_back_to_the_settings_of_the_start_up_packet",
-        "session",
-        _RESET,
-    ),
-    ("test_a_reset_goes_back_to_the_settings_of_the_start_up_packet", "auto", _RESET),
-)
-
 
 @dataclass(frozen=True)
 class Database:
@@ -66,7 +52,7 @@ class Database:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reasons = {(name, way): reason for name, way, reason in (*DIFFERENCES, *DEFECTS)}
+    reasons = {(name, way): reason for name, way, reason in DIFFERENCES}
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
