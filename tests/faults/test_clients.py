@@ -174,7 +174,7 @@ def test_what_a_dead_client_made_is_not_seen_by_the_next(
                     "current_setting('search_path'), "
                     "(SELECT count(*) FROM pg_prepared_statements "
                     "WHERE name = 'plan'), "
-                    "(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory')"
+                    "(SELECT count(*) FROM pg_locks WHERE objid = 77)"
                 ).fetchone()
                 assert row == (None, '"$user", public', 0, 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import socket
 import struct
@@ -20,7 +21,7 @@ from tests.fixtures.engine import Organization, Proxy, free_port
 from tests.fixtures.faults import (
     FakeServer,
     RawClient,
-    add_database,
+    add_databases,
     eventually,
     samples,
     status,
@@ -57,7 +58,43 @@ def brisk(
 
 @pytest.fixture
 def tenant(brisk: Proxy) -> Organization:
+    """An organisation of the test's own, whose servers can be counted."""
     return brisk.create_organization(limiter=LimiterMode.OFF)
+
+
+class Places:
+    """Database names of one organisation, each routed to a socket of its own."""
+
+    def __init__(self, proxy: Proxy, count: int) -> None:
+        self.tenant = proxy.create_organization(limiter=LimiterMode.OFF)
+        self._free: dict[str, list[tuple[str, socket.socket]]] = {}
+        for mode in MODES:
+            sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+            dsns = [
+                f"postgresql://anna:bird@127.0.0.1:{port(each)}/d?sslmode=disable"
+                for each in sockets
+            ]
+            made = add_databases(self.tenant, dsns, self.tenant.databases[mode])
+            self._free[mode] = list(zip(asyncio.run(made), sockets, strict=True))
+
+    def take(self, mode: str) -> tuple[str, socket.socket]:
+        """A name and the socket that it leads to, never given before."""
+        return self._free[mode].pop()
+
+    def close(self) -> None:
+        for _, each in itertools.chain(*self._free.values()):
+            each.close()
+
+
+def port(listening: socket.socket) -> int:
+    return int(listening.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def places(brisk: Proxy) -> Iterator[Places]:
+    places = Places(brisk, len(TALKS) + len(ANSWERS))
+    yield places
+    places.close()
 
 
 def terminate(organization: Organization) -> int:
@@ -226,7 +263,7 @@ def test_servers_are_logged_in_to_by_every_method(
         rules.write_text(f"host all {role} 127.0.0.1/32 {method}\n{before}")
         postgres.execute("SELECT pg_reload_conf()")
         eventually(lambda: rule_applies(postgres, role))
-        name = asyncio.run(add_database(tenant, postgres.dsn("postgres", role)))
+        name = add(tenant, postgres.dsn("postgres", role))
         with psycopg.connect(tenant.dsn(name)) as client:
             assert client.execute("SELECT current_user").fetchone() == (role,)
     finally:
@@ -257,7 +294,7 @@ def test_a_server_is_logged_in_to_over_its_socket(
     if postgres.socket_directory is None:
         pytest.skip("the named Postgres has no socket that is known")
     role = postgres.create_role()
-    name = asyncio.run(add_database(tenant, postgres.socket_dsn("postgres", role)))
+    name = add(tenant, postgres.socket_dsn("postgres", role))
     with psycopg.connect(tenant.dsn(name)) as client:
         assert client.execute("SELECT current_user").fetchone() == (role,)
 
@@ -267,15 +304,20 @@ def test_a_wrong_password_of_ours_is_no_news_for_the_client(
 ) -> None:
     role = postgres.create_role()
     dsn = f"postgresql://{role}:wrong@127.0.0.1:{postgres.port}/postgres"
-    refused(tenant, dsn, role, str(postgres.port))
+    refused(tenant, add(tenant, dsn), role, str(postgres.port))
 
 
 # Servers that can't be reached, and fake ones.
 
 
-def refused(tenant: Organization, dsn: str, *secrets: str) -> None:
-    """Check that a client of `dsn` is refused in time, without `secrets`."""
-    name = asyncio.run(add_database(tenant, dsn))
+def add(tenant: Organization, dsn: str) -> str:
+    """Route a new database name of an organisation that never logged in."""
+    (name,) = asyncio.run(add_databases(tenant, [dsn]))
+    return name
+
+
+def refused(tenant: Organization, name: str, *secrets: str) -> None:
+    """Check that a client of database `name` is refused in time, without `secrets`."""
     began = time.monotonic()
     with RawClient(tenant.proxy) as client:
         client.start(tenant.handle, name)
@@ -292,20 +334,23 @@ def refused(tenant: Organization, dsn: str, *secrets: str) -> None:
 
 
 def test_a_closed_port_is_refused_without_its_address(tenant: Organization) -> None:
-    port = free_port()
-    refused(tenant, f"postgresql://anna:bird@127.0.0.1:{port}/d", str(port))
+    closed = free_port()
+    dsn = f"postgresql://anna:bird@127.0.0.1:{closed}/d"
+    refused(tenant, add(tenant, dsn), str(closed))
 
 
 def test_a_host_that_is_not_known_is_refused_without_its_name(
     tenant: Organization,
 ) -> None:
-    refused(tenant, "postgresql://anna:bird@nowhere.invalid/d", "nowhere")
+    dsn = "postgresql://anna:bird@nowhere.invalid/d"
+    refused(tenant, add(tenant, dsn), "nowhere")
 
 
 def test_a_socket_that_is_not_there_is_refused(
     tenant: Organization, tmp_path: Path
 ) -> None:
-    refused(tenant, f"postgresql://anna@/d?host={tmp_path}", str(tmp_path))
+    dsn = f"postgresql://anna@/d?host={tmp_path}"
+    refused(tenant, add(tenant, dsn), str(tmp_path))
 
 
 def silent(connected: socket.socket) -> None:
@@ -379,13 +424,15 @@ TALKS = {
 
 @pytest.mark.parametrize("talk", TALKS.values(), ids=TALKS.keys())
 def test_a_server_that_can_not_log_us_in_is_refused_in_time(
-    brisk: Proxy, tenant: Organization, talk: Callable[[socket.socket], None]
+    brisk: Proxy, places: Places, talk: Callable[[socket.socket], None]
 ) -> None:
     before = brisk.log.stat().st_size
-    with FakeServer(talk) as server:
-        refused(tenant, server.dsn, str(server.port))
+    name, listening = places.take("transaction")
+    number = port(listening)
+    with FakeServer(talk, listening) as server:
+        refused(places.tenant, name, str(number))
         assert server.count >= 1
-    written = brisk.log.read_text()[before:]
+    written = brisk.log.read_bytes()[before:].decode()
     assert "Traceback" not in written, written
 
 
@@ -408,13 +455,12 @@ ANSWERS = {
 @each_mode
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
 def test_a_server_that_answers_nonsense_ends_its_client_only(
-    brisk: Proxy, tenant: Organization, mode: str, answer: bytes
+    brisk: Proxy, places: Places, mode: str, answer: bytes
 ) -> None:
     before = brisk.log.stat().st_size
-    with FakeServer(saying(LOGIN, answer)) as server:
-        pool_mode = tenant.databases[mode]
-        name = asyncio.run(add_database(tenant, server.dsn, pool_mode))
-        with RawClient.logged_in(tenant, name) as client:
+    name, listening = places.take(mode)
+    with FakeServer(saying(LOGIN, answer), listening):
+        with RawClient.logged_in(places.tenant, name) as client:
             client.send(messages.query("SELECT 1"))
             told = client.to_end()
     errors = [messages.read_fields(body) for kind, body in told if kind == b"E"]
@@ -422,9 +468,9 @@ def test_a_server_that_answers_nonsense_ends_its_client_only(
         assert fields.get("C", "08006") in ("08006", "08P01", "57P01", "2200")
     # Inside of a message that was passed on in part, nothing can be told.
     assert errors or answer.startswith((b"D", b"Z"))
-    with tenant.connect(mode) as beside:
+    with places.tenant.connect(mode) as beside:
         assert beside.execute("SELECT 1").fetchone() == (1,)
-    written = brisk.log.read_text()[before:]
+    written = brisk.log.read_bytes()[before:].decode()
     assert "Traceback" not in written, written
 
 

@@ -66,6 +66,11 @@ def hasty(
         proxy.stop()
 
 
+@pytest.fixture(scope="module")
+def member(hasty: Proxy) -> Organization:
+    return hasty.create_organization(limiter=LimiterMode.OFF)
+
+
 # Before login.
 
 
@@ -148,10 +153,11 @@ def test_a_client_that_says_nothing_is_closed_while_others_are_served(
     ],
     ids=shortly,
 )
-def test_a_login_answer_that_can_not_be_is_refused(hasty: Proxy, answer: bytes) -> None:
-    organization = hasty.create_organization()
+def test_a_login_answer_that_can_not_be_is_refused(
+    hasty: Proxy, member: Organization, answer: bytes
+) -> None:
     with RawClient(hasty) as client:
-        client.start(organization.handle, "app")
+        client.start(member.handle, "app")
         assert client.receive()[0] == b"R"
         client.send(answer)
         fields = client.refusal()
