@@ -13,7 +13,7 @@ cdef enum:  # what was asked, so which message ends the reply
     ASKED_FUNCTION    # Z
 
 cdef enum:
-    MAX_OWED = 65536  # replies owed to one client at which it is no longer read
+    MAX_OWED = 16384  # replies owed to one client at which it is no longer read
 
 cdef enum:  # what becomes of the reply
     REPLY_FORWARD = 0

@@ -138,6 +138,9 @@ class Login:
             raise NotSupported("replication through the proxy")
         credential = await self._authenticate(client, packet)
         tenant = await self._tenants.find(credential.handle)
+        if tenant is not None and packet.database not in tenant.databases:
+            # It may have been made a moment ago.
+            tenant = await self._tenants.refresh(credential.handle)
         if tenant is None or tenant.is_suspended:
             raise TenantSuspended()
         target = self._router.route(tenant, packet.database)

@@ -68,6 +68,7 @@ class TenantDirectory(Protocol):
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
     async def find(self, handle: str) -> Tenant | None: ...
+    async def refresh(self, handle: str) -> Tenant | None: ...
     def peek(self, handle: str) -> Tenant | None: ...
     def hold(self, handle: str) -> None: ...
     def release(self, handle: str) -> None: ...
@@ -185,6 +186,15 @@ class Directory:
             raise ControlUnavailable("the directory is not started")
         loading = self._loading.get(handle)
         return await asyncio.shield(loading or self._want(handle))
+
+    async def refresh(self, handle: str) -> Tenant | None:
+        """Return the tenant as the store has it now; while it is away, as `find`."""
+        if not self._tasks:
+            raise ControlUnavailable("the directory is not started")
+        try:
+            return await asyncio.shield(self._want(handle))
+        except ControlUnavailable:
+            return await self.find(handle)
 
     def peek(self, handle: str) -> Tenant | None:
         """Return what memory holds, however old, without marking it as used."""
@@ -415,6 +425,10 @@ class InMemoryDirectory:
         """Do nothing: the records stay."""
 
     async def find(self, handle: str) -> Tenant | None:
+        """Return the tenant, or None."""
+        return self._records.get(handle)
+
+    async def refresh(self, handle: str) -> Tenant | None:
         """Return the tenant, or None."""
         return self._records.get(handle)
 

@@ -16,7 +16,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from ogelproxy.tenants.model import LimiterMode
+from ogelproxy.config import Secret
+from ogelproxy.tenants.model import DatabaseType, LimiterMode
+from ogelproxy.tenants.store import Store
 from tests.fixtures.engine import ACTOR, Organization, Proxy, create_key
 from tests.fixtures.faults import eventually
 from tests.fixtures.wire import Wire, kinds, query
@@ -380,3 +382,23 @@ def test_changed_row_of_a_tier_reaches_all_who_have_it(proxy: Proxy) -> None:
         for connection in (one, two):
             new = "tier=changing limit=20/s"
             eventually(partial(is_refused_with, new, connection), PROMPT)
+
+
+def test_a_database_can_be_used_the_moment_it_was_made(proxy: Proxy) -> None:
+    organization = proxy.create_organization(limiter=LimiterMode.OFF)
+    dsn = Secret(organization.direct_dsn)
+    with organization.connect():  # so that its record is in memory
+        for name in ("first", "second", "third"):
+            proxy.operate(
+                partial(
+                    Store.create_database,
+                    handle=organization.handle,
+                    name=name,
+                    type=DatabaseType.POSTGRES,
+                    dsn=dsn,
+                    actor=ACTOR,
+                )
+            )
+            with organization.connect(name) as connection:
+                row = connection.execute("SELECT 1").fetchone()
+            assert row == (1,)
