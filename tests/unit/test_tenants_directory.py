@@ -135,6 +135,17 @@ async def test_a_found_tenant_is_read_once() -> None:
         assert len(directory) == 1
 
 
+async def test_a_fresh_look_reads_what_no_message_told_of() -> None:
+    store = SlowStore(tenant("org_a"))
+    async with started(store) as directory:
+        await directory.find("org_a")
+        store.tenants["org_a"] = newer = tenant("org_a", version=2)
+        assert await directory.refresh("org_a") is newer
+        assert directory.peek("org_a") is newer
+        store.is_away = True
+        assert await directory.refresh("org_a") is newer
+
+
 async def test_those_who_miss_at_once_share_one_read() -> None:
     store = SlowStore(tenant("org_a"))
     store.gate.clear()
