@@ -98,9 +98,13 @@ cdef class ClientCore(Borrower):
             return Connection.on_readable(self)
         if self.phase != CLIENT_READY:
             # Waiting, only a hang-up is heard of; lingering, all is thrown away.
-            got = self.receive(self.reactor.scratch, SCRATCH)\
-                if self.phase == CLIENT_LINGER else -1
-            return self.gone() if got < 0 else 0
+            if self.phase == CLIENT_LINGER:
+                got = self.receive(self.reactor.scratch, SCRATCH)
+                return self.gone() if got < 0 else 0
+            if self.is_reading() and not self.is_hung:
+                # Its server, drained, had it read again: it still has to wait.
+                return self.hold()
+            return self.gone()
         if self.is_stalled or not self.is_reading():
             return self.gone() if self.is_hung else 0
         if self.in_size == 0:
@@ -137,9 +141,14 @@ cdef class ClientCore(Borrower):
             self.resume()
             if self.in_size == 0:
                 return self.flush_requests()
+        if self.phase == CLIENT_READY and self.is_broken:
+            # It left while its login was being finished.
+            return self.gone()
         if self.phase == CLIENT_READY and self.in_size:
-            return self.process_inbox()
-        if self.tls is not None or self.phase == CLIENT_LOGIN:
+            self.process_inbox()
+        if self.fd >= 0 and not self.is_waiting and (
+            self.tls is not None or self.phase == CLIENT_LOGIN
+        ):
             return self.on_readable()
         return 0
 
@@ -214,7 +223,7 @@ cdef class ClientCore(Borrower):
         if server is None:
             return 0
         server.flush_gather()
-        if server.out_size > HIGH_WATER:
+        if server.out_size > HIGH_WATER and self.phase == CLIENT_READY:
             self.pause()
         last = server.replies.last()
         if last == NULL:
@@ -445,6 +454,7 @@ cdef class ClientCore(Borrower):
             return 0
         self.prepaid = 0
         self.is_batch_open = False
+        self.server.unnamed_serial = 0
         reply = self.ask(ASKED_QUERY, size)
         if is_whole:
             reply.fingerprint = self.scan.fingerprint
@@ -481,6 +491,7 @@ cdef class ClientCore(Borrower):
             return 0
         self.prepaid = 0
         self.is_batch_open = False
+        self.server.unnamed_serial = 0
         reply = self.ask(ASKED_FUNCTION, size)
         reply.queries = 1
         reply.complexity = 100

@@ -27,6 +27,7 @@ from ogelproxy._fingerprint cimport (
     FLAG_SET_CONFIG,
     FLAG_SET_LOCAL,
     FLAG_TEMP,
+    FLAG_TRANSACTION,
 )
 from ogelproxy._pool cimport MODE_SESSION
 from ogelproxy._replies cimport (
@@ -342,9 +343,11 @@ cdef class ExtendedClient(ClientCore):
             self.parsed_unnamed = True
             self.unnamed_change = self.server.replies.pushed()
         elif len(self.names) < MAX_NAMES:
-            self.names[name[:body - name - 1]] = describe(
-                PyBytes_FromStringAndSize(body, body_size)
-            )
+            statement = describe(PyBytes_FromStringAndSize(body, body_size))
+            # Whether this Parse will succeed isn't known: the name may go on to
+            # mean what it meant.
+            statement.is_free = False
+            self.names[name[:body - name - 1]] = statement
         return self.forward(p, size, have)
 
     cdef Py_ssize_t on_bind(
@@ -371,6 +374,9 @@ cdef class ExtendedClient(ClientCore):
             statement = self.unnamed
         else:
             statement = self.names.get(name[:rest - name])
+        if statement is not None:
+            # Here too: its portal may be run when its name is forgotten.
+            self.server.flags |= statement.flags & ~<uint32_t> FLAG_TRANSACTION
         if name - portal == 1:
             self.portal = statement
         elif len(self.portals) < MAX_PORTALS:

@@ -247,7 +247,8 @@ cdef class Connection:
         return 0
 
     cdef int on_deferred(self) except -1:
-        return self.on_readable()
+        # Paused, TLS waits as the kernel does; resume() defers again.
+        return self.on_readable() if self.is_reading() else 0
 
     cdef int wake(self) except -1:
         reader = self.reader

@@ -138,6 +138,7 @@ cdef class ServerCore(Connection):
         """
         if (
             self.replies.count == 0
+            or self.client.is_batch_open
             or self.in_copy
             or self.out_size
             or self.body_left
@@ -201,6 +202,7 @@ cdef class ServerCore(Connection):
         if query is not None and self.client is not None and (
             self.status == b"T" or self.pool.mode in (MODE_SESSION, MODE_AUTO)
         ):
+            self.unnamed_serial = 0
             self.replies.push(ASKED_QUERY, REPLY_RESTORE)
             self.write(PyBytes_AS_STRING(query), len(query))
         return 0
@@ -208,6 +210,7 @@ cdef class ServerCore(Connection):
     # Requests of the proxy's own; the caller flushes the gather.
 
     cdef int ask_query(self, bytes message) except -1:
+        self.unnamed_serial = 0
         self.replies.push(ASKED_QUERY, REPLY_SKIP)
         return self.reactor.gather.copy(PyBytes_AS_STRING(message), len(message))
 
@@ -375,10 +378,7 @@ cdef class ServerCore(Connection):
             return self.reactor.gather.emit(p, size)
         if kind == b"G" or kind == b"W":
             self.in_copy = True
-        elif kind == b"S" and size == HEADER + 32 and (
-            memcmp(p + HEADER, b"standard_conforming_strings\0off", 32) == 0
-        ):
-            # Strings would end elsewhere for Postgres than for the limiter.
+        elif kind == b"S" and p[HEADER:size] in self.host.misleading_statuses:
             self.host.lexer_changed(self.client)
             return 0
         self.pass_on(p, size, head)

@@ -74,6 +74,8 @@ class Cancels:
             async with asyncio.timeout(CANCEL_TIMEOUT):
                 await self._send(server)
         except (OSError, TimeoutError) as error:
+            # The signal may still come, and must not hit another client.
+            server.is_retiring = True
             log.warning("cancel request failed: %s", error)
         finally:
             self._under_way -= 1

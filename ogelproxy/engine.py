@@ -23,6 +23,7 @@ from ogelproxy.errors import (
     ConfigInvalid,
     CredentialRejected,
     DatabaseUnknown,
+    Draining,
     OgelError,
     TenantSuspended,
 )
@@ -340,4 +341,7 @@ def _why_not(session: Any, old: Tenant, new: Tenant | None) -> OgelError | None:
     target = new.databases.get(session.database)
     if target is None or target.id != session.target_id:
         return DatabaseUnknown(session.database)
+    if target != old.databases.get(session.database):
+        # Its pool goes to where the database was: it has to come again.
+        return Draining()
     return None

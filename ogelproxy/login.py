@@ -21,6 +21,7 @@ from ogelproxy.auth import Authenticator
 from ogelproxy.client import Client, Session
 from ogelproxy.config import Config
 from ogelproxy.errors import (
+    DatabaseUnknown,
     InternalError,
     LoginTimeout,
     NotSupported,
@@ -240,6 +241,8 @@ class Login:
         tenant = self._still_welcome(tenant, credential, pool.target)
         application = packet.settings.get("application_name", "")
         attribution = self._meter.attribution(tenant, pool.target, application)
+        if client.is_broken:
+            raise ConnectionResetError("the client left during its login")
         process_id, secret = self._relay.cancels.issue(client)
         client.session = Session(
             handle=tenant.handle,
@@ -279,7 +282,8 @@ class Login:
             key.id != credential.key_id for key in tenant.keys
         ):
             raise TenantSuspended("key was revoked during the login")
-        self._router.route(tenant, target.name)
+        if self._router.route(tenant, target.name) != target:
+            raise DatabaseUnknown(target.name)
         return tenant
 
     def _traffic_of(self, tier: str, database_type: str) -> Traffic:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from ogelproxy._pool import PoolCore, Settings
 from ogelproxy.config import Pool as PoolConfig
-from ogelproxy.errors import NotSupported, OgelError, PoolTimeout, TargetUnreachable
+from ogelproxy.errors import OgelError, PoolTimeout, TargetUnreachable
 from ogelproxy.protocol import messages
-from ogelproxy.server import Address, KeyCache, Server
+from ogelproxy.server import MISLEADING, Address, KeyCache, Server, misleading
 from ogelproxy.tenants.model import PoolMode, Target, Tenant
 
 if TYPE_CHECKING:
@@ -121,6 +121,9 @@ class Pool(PoolCore):
         finally:
             self.opening -= 1
         self._pause = self._may_open_at = 0.0
+        if MISLEADING & server.statuses.items():
+            server.close()
+            raise TargetUnreachable(f"settings of the role: {misleading()}")
         self.size += 1
         server.epoch = epoch
         if self.config.server_lifetime:
@@ -162,8 +165,8 @@ class Pool(PoolCore):
             if items:
                 settings = Settings(items)
                 await self._set(server, self.baseline, settings)
-                if server.statuses.get("standard_conforming_strings") == "off":
-                    raise NotSupported("standard_conforming_strings = off")
+                if MISLEADING & server.statuses.items():
+                    raise misleading()
                 settings.statuses = render_statuses(self._statuses | server.statuses)
                 settings.restore = restore(settings)
         except OSError as error:

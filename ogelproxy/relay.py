@@ -27,7 +27,7 @@ from ogelproxy.errors import (
     ServerLost,
 )
 from ogelproxy.protocol import messages
-from ogelproxy.server import Server
+from ogelproxy.server import MISLEADING, Server, misleading
 
 if TYPE_CHECKING:
     from ogelproxy.gate import Gate
@@ -79,6 +79,9 @@ class Relay:
         self.reset_message = messages.query(config.pool.reset_query)
         self.transaction_refused = messages.error_response(
             NotSupported("a transaction block in statement mode"), is_fatal=False
+        )
+        self.misleading_statuses = frozenset(
+            f"{name}\0{value}\0".encode() for name, value in MISLEADING
         )
         self.server_lost_message = messages.error_response(ServerLost())
         self.clients: dict[str, set[Client]] = {}
@@ -152,7 +155,7 @@ class Relay:
 
     def lexer_changed(self, client: Client) -> None:
         """End a client that made strings end elsewhere than the limiter thinks."""
-        self.fail(client, NotSupported("standard_conforming_strings = off"))
+        self.fail(client, misleading())
 
     # Answers that the compiled side asks for.
 

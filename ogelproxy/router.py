@@ -29,11 +29,13 @@ class Router:
         self._config = config
         self._host = host
         self._pools: dict[UUID, Pool] = {}
+        # No longer routed to, with clients or servers that are yet to go.
+        self._replaced: list[Pool] = []
         self._unused_since: dict[UUID, float] = {}
 
     @property
     def pools(self) -> list[Pool]:
-        return list(self._pools.values())
+        return [*self._pools.values(), *self._replaced]
 
     def route(self, tenant: Tenant, database: str) -> Target:
         """Find the target. Raises DatabaseUnknown, NotSupported."""
@@ -68,11 +70,16 @@ class Router:
                 del self._pools[before.id]
                 self._unused_since.pop(before.id, None)
                 pool.retire_all()
+                self._replaced.append(pool)
             elif pool.parameters != (parameters := session_parameters(new)):
                 pool.parameters = parameters
                 pool.retire_all()
 
     def sweep(self, now: float) -> None:
+        for pool in list(self._replaced):
+            pool.sweep(now)
+            if not (pool.size or pool.opening or pool.client_count):
+                self._replaced.remove(pool)
         for key, pool in list(self._pools.items()):
             pool.sweep(now)
             if pool.size or pool.opening or pool.client_count:

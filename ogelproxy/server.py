@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from ogelproxy._server import ServerCore
 from ogelproxy.auth.scram import ScramClient, ScramKeys, derive, md5_password
 from ogelproxy.config import Secret
-from ogelproxy.errors import ProtocolViolation, TargetUnreachable
+from ogelproxy.errors import NotSupported, ProtocolViolation, TargetUnreachable
 from ogelproxy.protocol import messages
 
 if TYPE_CHECKING:
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 
 #: Largest message that a server may send before it is ready.
 MAX_LOGIN_MESSAGE = 65_536
+#: Settings with which Postgres would end strings, and statements, elsewhere than
+#: the scanner does. In these encodings a character may hold a backslash (manual
+#: 23.3.1); Postgres converts them before it reads SQL.
+MISLEADING = frozenset(
+    [("standard_conforming_strings", "off")]
+    + [
+        ("client_encoding", encoding)
+        for encoding in "SJIS SHIFT_JIS_2004 BIG5 GBK GB18030 UHC JOHAB".split()
+    ]
+)
 SSL_REQUEST = struct.pack(">ii", 8, 80877103)
 
 
@@ -259,6 +269,15 @@ class Server(ServerCore):
                 failure = messages.read_fields(body)
             elif kind == b"S":
                 self._note_status(body)
+
+
+def misleading() -> NotSupported:
+    """The refusal of a session that has one of the MISLEADING settings."""
+    return NotSupported(
+        "a client_encoding in which a character may hold a backslash, "
+        "or standard_conforming_strings = off,",
+        hint="use client_encoding UTF8 and standard_conforming_strings on",
+    )
 
 
 def is_local(host: str) -> bool:
