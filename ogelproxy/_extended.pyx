@@ -372,6 +372,8 @@ cdef class ExtendedClient(ClientCore):
                 return self.drop(size, have)
         elif rest == name:
             statement = self.unnamed
+            if statement is not None and statement.is_free and self.must_wait(0):
+                return 0
         else:
             statement = self.names.get(name[:rest - name])
         if statement is not None:
@@ -404,7 +406,8 @@ cdef class ExtendedClient(ClientCore):
         if statement is not None and self.breaks_statement_mode(statement.flags):
             self.refuse(b"E", self.host.transaction_refused)
             return size
-        is_free = statement is not None and statement.is_free
+        # Of a named portal it isn't known whether the Bind that named it succeeded.
+        is_free = statement is not None and statement.is_free and p[HEADER] == 0
         if self.prepaid:
             if is_free:
                 self.bucket.refund(self.prepaid)

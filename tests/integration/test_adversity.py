@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -88,6 +89,22 @@ def test_a_parse_that_fails_makes_no_statement_free(narrow: Proxy) -> None:
     wire.ask(parse("ROLLBACK", "a"), SYNC)
     answers = [kinds(wire.ask(bind(name="a"), execute(), SYNC)) for _ in range(60)]
     assert any("E" in answer for answer in answers)
+    wire.sock.close()
+
+
+@pytest.mark.parametrize("database", ["session", "transaction"])
+def test_a_bind_that_fails_makes_no_portal_free(narrow: Proxy, database: str) -> None:
+    free = narrow.create_organization(tier="free")
+    wire = Wire(free.dsn(database))
+    wire.ask(query("BEGIN"))
+    wire.ask(parse("SELECT 42 FROM generate_series(1, 999)"), bind(portal="x"), SYNC)
+    wire.ask(query("SAVEPOINT s"))
+    wire.ask(parse("ROLLBACK"), bind(portal="x"), SYNC)
+    wire.ask(query("ROLLBACK TO s"))
+    start = time.monotonic()
+    for _ in range(40):
+        wire.ask(execute("x", 1), SYNC)
+    assert time.monotonic() - start > 1.5  # in a transaction they wait: 10 a second
     wire.sock.close()
 
 
