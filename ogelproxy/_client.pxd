@@ -1,10 +1,9 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from ogelproxy._bucket cimport TokenBucket
-from ogelproxy._fingerprint cimport Scan
 from ogelproxy._pool cimport PoolCore, Settings
 from ogelproxy._replies cimport Reply
-from ogelproxy._server cimport Borrower
+from ogelproxy._loan cimport Borrower
 
 
 cdef enum:  # what pay() answers
@@ -32,9 +31,6 @@ cdef class ClientCore(Borrower):
     cdef bint answers_sync            # the Sync of a dropped batch is answered here
     cdef bint body_dropped            # the rest of this message goes nowhere
     cdef bint is_scanning             # the rest of this message is SQL to be scanned
-    cdef Scan scan
-    cdef uint32_t scanned_index       # which reply the scanned message will get
-    cdef uint32_t scan_paid           # tokens taken for it
     cdef readonly double wait         # seconds that the last refused query lacked
     cdef uint32_t prepaid             # tokens taken for the next query
     cdef readonly double waiting_since  # start of the wait for a server, 0 for none
@@ -50,7 +46,8 @@ cdef class ClientCore(Borrower):
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1
     cdef int stream(self, const char* p, Py_ssize_t size) except -1
-    cdef Py_ssize_t extended(
+    cdef bint scan_part(self, const char* p, Py_ssize_t size) except -1
+    cdef Py_ssize_t request(
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1
     cdef int prepare_names(self) except -1
@@ -63,14 +60,7 @@ cdef class ClientCore(Borrower):
     cdef int flush_requests(self) except -1
     cdef int pay(self, uint32_t count) except -1
     cdef Reply* ask(self, uint8_t asked, Py_ssize_t size) except NULL
-    cdef bint breaks_statement_mode(self, uint32_t flags) noexcept
     cdef int refuse(self, char kind, bytes error) except -1
-    cdef Py_ssize_t on_query(
-        self, const char* p, Py_ssize_t size, Py_ssize_t have
-    ) except -1
-    cdef Py_ssize_t on_function(
-        self, const char* p, Py_ssize_t size, Py_ssize_t have
-    ) except -1
     cdef int detach(self) except -1
     cdef int detach_wait(self) except -1
     cdef int end(self, bint lingers) except -1

@@ -1,8 +1,8 @@
 from typing import Any
 
 from ogelproxy._bucket import TokenBucket
+from ogelproxy._loan import Borrower
 from ogelproxy._pool import PoolCore, Settings
-from ogelproxy._server import Borrower
 from ogelproxy._traffic import Traffic
 from ogelproxy._usage import Attribution, UsageTable
 

@@ -1,9 +1,9 @@
 """One client in the steady state: its requests on their way to a server.
 
-`process` walks the messages of one read, takes tokens, borrows a server and
-notes what reply is owed for each message. `_extended` adds the extended
-protocol, `_server` has the way back. What takes time or is rare (errors,
-waits, closing) is asked of `host`, the engine's Relay.
+`process` walks the messages of one read; here tokens are taken and a server is
+borrowed, or waited for. `_simple` and `_extended` add the two query protocols,
+`_server` has the way back. What takes time or is rare (errors, waits, closing) is
+asked of `host`, the engine's Relay.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -11,33 +11,21 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memset
 
-from ogelproxy._fingerprint cimport (
-    FLAG_DEALLOCATE,
-    FLAG_DISCARD,
-    FLAG_TRANSACTION,
-    scan_feed,
-    scan_finish,
-    scan_start,
-)
-from ogelproxy._pool cimport MODE_STATEMENT
+from ogelproxy._fingerprint cimport FLAG_TRANSACTION
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
 from ogelproxy._replies cimport (
     ASKED_EXECUTE,
-    ASKED_FUNCTION,
     ASKED_QUERY,
     MAX_OWED,
     REPLY_FAKE,
     REPLY_FORWARD,
     REPLY_REFUSE,
 )
-from ogelproxy._server cimport ServerCore
+from ogelproxy._loan cimport Lendable
 from ogelproxy._traffic cimport Traffic
 from ogelproxy._usage cimport Attribution, Measure, UsageTable
-from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size
+from ogelproxy._wire cimport HEADER, MAX_MESSAGE, frame_size
 from ogelproxy.errors import ProtocolViolation
-
-cdef enum:
-    FUNCTION_CALL = 1       # the fingerprint of every function call message
 
 # Both fail on the server, so that it ends up where any failed request leaves
 # it: to its Sync in a batch, in a failed transaction inside a transaction. The
@@ -218,7 +206,7 @@ cdef class ClientCore(Borrower):
         return i
 
     cdef int flush_requests(self) except -1:
-        cdef ServerCore server = self.server
+        cdef Lendable server = self.server
         cdef Reply* last
         if server is None:
             return 0
@@ -254,19 +242,15 @@ cdef class ClientCore(Borrower):
             if self.server is None:
                 return self.drop(size, have)
             return self.forward(p, size, have)
-        if kind == b"Q":
-            return self.on_query(p, size, have)
-        if kind == b"F":
-            return self.on_function(p, size, have)
-        return self.extended(kind, p, size, have)
+        return self.request(kind, p, size, have)
 
     cdef int prepare_names(self) except -1:
         return 0
 
-    cdef Py_ssize_t extended(
+    cdef Py_ssize_t request(
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1:
-        raise ProtocolViolation("the extended protocol is not spoken here")
+        raise ProtocolViolation(f"unexpected message {bytes([<uint8_t> kind])!r}")
 
     cdef Py_ssize_t forward(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
@@ -285,34 +269,16 @@ cdef class ClientCore(Borrower):
 
     cdef int stream(self, const char* p, Py_ssize_t size) except -1:
         """Pass on the next part of a message that is larger than one read."""
-        cdef uint32_t cost
-        cdef Reply* reply
         self.body_left -= size
         if self.body_dropped or self.server is None:
             return 0
-        if self.is_scanning:
-            # The server runs nothing before the last byte, so that a statement
-            # found late can still be refused: with the connection.
-            scan_feed(&self.scan, p, size if self.body_left else size - 1)
-            if self.body_left == 0:
-                self.is_scanning = False
-                scan_finish(&self.scan)
-                reply = self.server.replies.at(
-                    self.scanned_index - self.server.replies.first
-                )
-                reply.fingerprint = self.scan.fingerprint
-                reply.complexity = self.scan.complexity
-                reply.queries = max(self.scan.statements, 1)
-                self.server.flags |= self.scan.flags
-            cost = self.scan.statements - self.scan.free_statements
-            if cost > self.scan_paid:
-                self.wait = self.bucket.take(self.reactor.now, cost - self.scan_paid)
-                if self.wait > 0:
-                    self.reactor.gather.clear()
-                    self.fail(self.host.refusal(self, cost, True))
-                    return 0
-                self.scan_paid = cost
+        if self.is_scanning and not self.scan_part(p, size):
+            return 0
         return self.reactor.gather.emit(p, size)
+
+    cdef bint scan_part(self, const char* p, Py_ssize_t size) except -1:
+        """See the next part of a query; whether it may be passed on."""
+        return True
 
     # Tokens and servers.
 
@@ -360,10 +326,10 @@ cdef class ClientCore(Borrower):
 
     cdef bint borrow(self) except -1:
         """Have a server, or begin to wait for one."""
-        cdef ServerCore server
+        cdef Lendable server
         if self.server is not None:
             return True
-        server = <ServerCore> self.pool.take()
+        server = <Lendable> self.pool.take()
         if server is None:
             self.phase = CLIENT_QUEUED
             self.waiting_since = self.reactor.now
@@ -375,7 +341,7 @@ cdef class ClientCore(Borrower):
         return True
 
     cdef int begin_loan(self) except -1:
-        cdef ServerCore server = self.server
+        cdef Lendable server = self.server
         if server.settings is not self.settings:
             server.ask_query(self.pool.switch(server.settings, self.settings))
             server.settings = self.settings
@@ -414,89 +380,6 @@ cdef class ClientCore(Borrower):
         Py_INCREF(error)
         reply.thing = <PyObject*> error
         return self.reactor.gather.copy(PyBytes_AS_STRING(failing), len(failing))
-
-    cdef bint breaks_statement_mode(self, uint32_t flags) noexcept:
-        return self.pool.mode == MODE_STATEMENT and flags & FLAG_TRANSACTION != 0
-
-    # The simple protocol.
-
-    cdef Py_ssize_t on_query(
-        self, const char* p, Py_ssize_t size, Py_ssize_t have
-    ) except -1:
-        cdef bint is_whole = size <= have
-        cdef uint32_t cost
-        cdef int verdict
-        cdef Reply* reply
-        if not is_whole and size <= MAX_SEEN:
-            return 0
-        scan_start(&self.scan)
-        if is_whole:
-            scan_feed(&self.scan, p + HEADER, max(size - HEADER - 1, 0))
-            scan_finish(&self.scan)
-            cost = self.scan.statements - self.scan.free_statements
-            if self.scan.statements == 0:
-                cost = 1
-        else:
-            scan_feed(&self.scan, p + HEADER, have - HEADER)
-            cost = max(self.scan.statements - self.scan.free_statements, 1)
-        if self.breaks_statement_mode(self.scan.flags):
-            self.refuse(b"Q", self.host.transaction_refused)
-            return self.drop(size, have)
-        if not self.prepaid:
-            verdict = self.pay(cost)
-            if verdict == HELD:
-                return 0
-            if verdict == REFUSED:
-                self.refuse(b"Q", self.host.refusal(self, cost, False))
-                return self.drop(size, have)
-            self.prepaid = cost
-        if not self.borrow():
-            return 0
-        self.prepaid = 0
-        self.is_batch_open = False
-        self.server.unnamed_serial = 0
-        reply = self.ask(ASKED_QUERY, size)
-        if is_whole:
-            reply.fingerprint = self.scan.fingerprint
-            reply.complexity = self.scan.complexity
-            reply.queries = max(self.scan.statements, 1)
-            self.server.flags |= self.scan.flags
-        else:
-            reply.queries = 1
-            reply.complexity = 100
-            self.is_scanning = True
-            self.scan_paid = cost
-            self.scanned_index = (
-                self.server.replies.first + self.server.replies.count - 1
-            )
-        self.unnamed = None
-        if not is_whole or self.scan.flags & (FLAG_DEALLOCATE | FLAG_DISCARD):
-            self.names_doubt = self.server.replies.pushed()
-        return self.forward(p, size, have)
-
-    cdef Py_ssize_t on_function(
-        self, const char* p, Py_ssize_t size, Py_ssize_t have
-    ) except -1:
-        cdef int verdict
-        cdef Reply* reply
-        if not self.prepaid:
-            verdict = self.pay(1)
-            if verdict == HELD:
-                return 0
-            if verdict == REFUSED:
-                self.refuse(b"F", self.host.refusal(self, 1, False))
-                return self.drop(size, have)
-            self.prepaid = 1
-        if not self.borrow():
-            return 0
-        self.prepaid = 0
-        self.is_batch_open = False
-        self.server.unnamed_serial = 0
-        reply = self.ask(ASKED_FUNCTION, size)
-        reply.queries = 1
-        reply.complexity = 100
-        reply.fingerprint = FUNCTION_CALL
-        return self.forward(p, size, have)
 
     # Endings.
 

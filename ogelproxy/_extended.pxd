@@ -1,10 +1,10 @@
 from libc.stdint cimport uint8_t, uint64_t
 
-from ogelproxy._client cimport ClientCore
+from ogelproxy._simple cimport SimpleClient
 from ogelproxy._statements cimport Naming, Statement
 
 
-cdef class ExtendedClient(ClientCore):
+cdef class ExtendedClient(SimpleClient):
     cdef Statement portal             # of the unnamed portal
     cdef dict portals                 # named portals: Statement, this transaction's
     cdef dict names                   # its statement names: Statement

@@ -1,4 +1,4 @@
-from ogelproxy._client import ClientCore
+from ogelproxy._simple import SimpleClient
 
-class ExtendedClient(ClientCore):
+class ExtendedClient(SimpleClient):
     """A client with the extended protocol: batches, statements, portals."""

@@ -42,7 +42,7 @@ from ogelproxy._replies cimport (
     REPLY_SKIP,
     Reply,
 )
-from ogelproxy._server cimport ServerCore
+from ogelproxy._loan cimport Lendable
 from ogelproxy._statements cimport change_name, describe
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size, put32
 from ogelproxy.errors import ProtocolViolation, QueryTooLarge
@@ -59,7 +59,7 @@ cdef enum:
     MAX_SHARED = 16         # times its bytes that a pool's statements may take
 
 
-cdef class ExtendedClient(ClientCore):
+cdef class ExtendedClient(SimpleClient):
 
     cdef int prepare_names(self) except -1:
         self.shares_names = self.pool.mode != MODE_SESSION
@@ -112,12 +112,12 @@ cdef class ExtendedClient(ClientCore):
 
     # Batches.
 
-    cdef Py_ssize_t extended(
+    cdef Py_ssize_t request(
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1:
         cdef Py_ssize_t needed = size
         if kind not in b"PBDECSH":
-            raise ProtocolViolation(f"unexpected message {bytes([<uint8_t> kind])!r}")
+            return SimpleClient.request(self, kind, p, size, have)
         if kind == b"B":
             needed = min(size, <Py_ssize_t> NAMES_SEEN)
         elif size > MAX_SEEN and kind == b"P":
@@ -212,7 +212,7 @@ cdef class ExtendedClient(ClientCore):
 
         Returns None when the client has none: it was then answered so.
         """
-        cdef ServerCore server = self.server
+        cdef Lendable server = self.server
         cdef Statement statement
         cdef Reply* reply
         if size == 0:

@@ -1,77 +1,8 @@
-from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-
-from ogelproxy._pool cimport PoolCore, Settings
-from ogelproxy._reactor cimport Connection
-from ogelproxy._replies cimport Replies, Reply
-from ogelproxy._statements cimport Naming, Statement
-from ogelproxy._traffic cimport Traffic
-from ogelproxy._usage cimport Attribution, UsageTable
+from ogelproxy._loan cimport Lendable
+from ogelproxy._replies cimport Reply
 
 
-cdef enum:  # ServerCore.phase
-    SERVER_LOGIN      # a coroutine owns it
-    SERVER_IDLE       # in its pool
-    SERVER_LENT       # in a client's hands
-    SERVER_RESETTING  # finishing with, or forgetting, its last client
-    SERVER_CLOSED
-
-cdef class Borrower(Connection):
-    # What a server knows of the client it is lent to.
-    cdef readonly ServerCore server   # the loan, or None; changed by lend and release
-    cdef Attribution who              # to whom queries are counted
-    cdef UsageTable usage
-    cdef Traffic traffic
-    cdef Py_ssize_t body_left         # bytes of a request still to be forwarded
-    cdef bint is_batch_open           # messages went out since the last Sync
-    cdef bint is_dropping             # a failed batch: dropped up to its Sync
-    cdef bint is_stalled              # answers must come before more is read
-    cdef bytes notice                 # a NoticeResponse to send at the next boundary
-    cdef Statement unnamed            # its unnamed statement, or None
-    cdef uint64_t unnamed_serial      # which Parse made it
-
-    cdef int unstall(self) except -1
-    cdef int names_skipped(self, list changes) except -1
-    cdef int unnamed_lost(self, uint64_t serial) except -1
-    cdef int statements_dropped(self) except -1
-    cdef int server_gone(self, bint may_tell) except -1
-    cdef int server_released(self) except -1
-
-
-cdef class ServerCore(Connection):
-    cdef public object host           # the engine's Relay: what leaves the fast path
-    cdef readonly PoolCore pool
-    cdef readonly Borrower client     # the borrower, or None
-    cdef Replies replies
-    cdef public int phase
-    cdef uint8_t status               # of the last ReadyForQuery: I, T or E
-    cdef Py_ssize_t body_left         # bytes of a reply still to be forwarded
-    cdef bint body_dropped            # they go to nobody
-    cdef dict prepared                # Statement: None, those it has
-    cdef public Settings settings     # what it is set to; None when not known
-    cdef uint64_t unnamed_serial      # which client's Parse its unnamed statement is
-    cdef uint32_t flags               # session state that this loan may have made
-    cdef uint64_t rows                # of the reply at the head
-    cdef uint64_t bytes_out           # sent to the client since the last count
-    cdef double last_done             # when the reply before this one ended
-    cdef readonly double idle_since
-    cdef public double opened_at
-    cdef public double expires_at     # end of its lifetime, 0 for never
-    cdef public int epoch
-    cdef public int cancels           # cancel requests under way: not lent meanwhile
-    cdef bint in_copy                 # it waits for CopyData
-    cdef bint was_reset               # a RESET undid settings of the client's start
-    cdef bint told_why                # it sent a FATAL error to the client
-    cdef public bint is_retiring      # to be closed when its loan ends
-    cdef public uint32_t process_id   # from BackendKeyData
-    cdef public bytes cancel_key
-
-    cdef int lend(self, Borrower client) except -1
-    cdef int settle(self) except -1
-    cdef bint is_settled(self) noexcept
-    cdef int release(self) except -1
-    cdef int drop_client(self) except -1
-    cdef int finish_alone(self) except -1
+cdef class ServerCore(Lendable):
     cdef Py_ssize_t process(self, const char* p, Py_ssize_t n) except -1
     cdef int message(
         self, char kind, const char* p, Py_ssize_t size, Reply* head
@@ -80,10 +11,4 @@ cdef class ServerCore(Connection):
     cdef int error(self, const char* p, Py_ssize_t size, Reply* head) except -1
     cdef int complete(self, const char* p, Py_ssize_t size, Reply* head) except -1
     cdef int ready(self, const char* p, Py_ssize_t size) except -1
-    cdef int fakes(self) except -1
-    cdef void count(self, Reply* reply) noexcept
-    cdef int restore(self) except -1
-    cdef int count_rest(self, bint is_lost) except -1
-    cdef int ask_query(self, bytes message) except -1
-    cdef int prepare(self, Naming naming, uint8_t action) except -1
     cpdef int lose(self) except -1

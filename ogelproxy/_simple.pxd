@@ -1,0 +1,18 @@
+from libc.stdint cimport uint32_t
+
+from ogelproxy._client cimport ClientCore
+from ogelproxy._fingerprint cimport Scan
+
+
+cdef class SimpleClient(ClientCore):
+    cdef Scan scan                    # of the query at hand
+    cdef uint32_t scanned_index       # which reply the scanned message will get
+    cdef uint32_t scan_paid           # tokens taken for it
+
+    cdef bint breaks_statement_mode(self, uint32_t flags) noexcept
+    cdef Py_ssize_t on_query(
+        self, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1
+    cdef Py_ssize_t on_function(
+        self, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1

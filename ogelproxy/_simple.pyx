@@ -1,0 +1,138 @@
+"""The simple protocol: query strings and function calls (manual 55.2.2, 55.2.4)."""
+
+from libc.stdint cimport uint32_t
+
+from ogelproxy._client cimport HELD, REFUSED
+from ogelproxy._fingerprint cimport (
+    FLAG_DEALLOCATE,
+    FLAG_DISCARD,
+    FLAG_TRANSACTION,
+    scan_feed,
+    scan_finish,
+    scan_start,
+)
+from ogelproxy._pool cimport MODE_STATEMENT
+from ogelproxy._replies cimport ASKED_FUNCTION, ASKED_QUERY, Reply
+from ogelproxy._wire cimport HEADER, MAX_SEEN
+
+cdef enum:
+    FUNCTION_CALL = 1       # the fingerprint of every function call message
+
+
+cdef class SimpleClient(ClientCore):
+
+    cdef Py_ssize_t request(
+        self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1:
+        if kind == b"Q":
+            return self.on_query(p, size, have)
+        if kind == b"F":
+            return self.on_function(p, size, have)
+        return ClientCore.request(self, kind, p, size, have)
+
+    cdef bint breaks_statement_mode(self, uint32_t flags) noexcept:
+        return self.pool.mode == MODE_STATEMENT and flags & FLAG_TRANSACTION != 0
+
+    cdef Py_ssize_t on_query(
+        self, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1:
+        cdef bint is_whole = size <= have
+        cdef uint32_t cost
+        cdef int verdict
+        cdef Reply* reply
+        if not is_whole and size <= MAX_SEEN:
+            return 0
+        scan_start(&self.scan)
+        if is_whole:
+            scan_feed(&self.scan, p + HEADER, max(size - HEADER - 1, 0))
+            scan_finish(&self.scan)
+            cost = self.scan.statements - self.scan.free_statements
+            if self.scan.statements == 0:
+                cost = 1
+        else:
+            scan_feed(&self.scan, p + HEADER, have - HEADER)
+            cost = max(self.scan.statements - self.scan.free_statements, 1)
+        if self.breaks_statement_mode(self.scan.flags):
+            self.refuse(b"Q", self.host.transaction_refused)
+            return self.drop(size, have)
+        if not self.prepaid:
+            verdict = self.pay(cost)
+            if verdict == HELD:
+                return 0
+            if verdict == REFUSED:
+                self.refuse(b"Q", self.host.refusal(self, cost, False))
+                return self.drop(size, have)
+            self.prepaid = cost
+        if not self.borrow():
+            return 0
+        self.prepaid = 0
+        self.is_batch_open = False
+        self.server.unnamed_serial = 0
+        reply = self.ask(ASKED_QUERY, size)
+        if is_whole:
+            reply.fingerprint = self.scan.fingerprint
+            reply.complexity = self.scan.complexity
+            reply.queries = max(self.scan.statements, 1)
+            self.server.flags |= self.scan.flags
+        else:
+            reply.queries = 1
+            reply.complexity = 100
+            self.is_scanning = True
+            self.scan_paid = cost
+            self.scanned_index = (
+                self.server.replies.first + self.server.replies.count - 1
+            )
+        self.unnamed = None
+        if not is_whole or self.scan.flags & (FLAG_DEALLOCATE | FLAG_DISCARD):
+            self.names_doubt = self.server.replies.pushed()
+        return self.forward(p, size, have)
+
+    cdef Py_ssize_t on_function(
+        self, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) except -1:
+        cdef int verdict
+        cdef Reply* reply
+        if not self.prepaid:
+            verdict = self.pay(1)
+            if verdict == HELD:
+                return 0
+            if verdict == REFUSED:
+                self.refuse(b"F", self.host.refusal(self, 1, False))
+                return self.drop(size, have)
+            self.prepaid = 1
+        if not self.borrow():
+            return 0
+        self.prepaid = 0
+        self.is_batch_open = False
+        self.server.unnamed_serial = 0
+        reply = self.ask(ASKED_FUNCTION, size)
+        reply.queries = 1
+        reply.complexity = 100
+        reply.fingerprint = FUNCTION_CALL
+        return self.forward(p, size, have)
+
+    cdef bint scan_part(self, const char* p, Py_ssize_t size) except -1:
+        cdef uint32_t cost
+        cdef Reply* reply
+        # The server runs nothing before the last byte, so that a statement found
+        # late can still be refused: with the connection.
+        scan_feed(&self.scan, p, size if self.body_left else size - 1)
+        if self.body_left == 0:
+            self.is_scanning = False
+            scan_finish(&self.scan)
+            reply = self.server.replies.at(
+                self.scanned_index - self.server.replies.first
+            )
+            reply.fingerprint = self.scan.fingerprint
+            reply.complexity = self.scan.complexity
+            reply.queries = max(self.scan.statements, 1)
+            self.server.flags |= self.scan.flags
+        cost = self.scan.statements - self.scan.free_statements
+        if cost > self.scan_paid:
+            self.wait = self.bucket.take(self.reactor.now, cost - self.scan_paid)
+            if self.wait > 0:
+                self.reactor.gather.clear()
+                self.fail(self.host.refusal(self, cost, True))
+                return False
+            self.scan_paid = cost
+        return True
