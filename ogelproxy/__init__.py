@@ -15,6 +15,7 @@ from importlib.metadata import version
 from ogelproxy.config import Config, Secret
 from ogelproxy.engine import Engine
 from ogelproxy.errors import (
+    CircuitOpen,
     ConfigInvalid,
     ControlUnavailable,
     CredentialRejected,
@@ -38,6 +39,7 @@ from ogelproxy.errors import (
     ServerBusy,
     ServerLost,
     SpoolUnusable,
+    TargetFull,
     TargetUnreachable,
     TenantSuspended,
     TLSRequired,
@@ -62,6 +64,7 @@ __version__ = version("ogelproxy")
 
 __all__ = [
     "Batch",
+    "CircuitOpen",
     "Config",
     "ConfigInvalid",
     "ControlUnavailable",
@@ -102,6 +105,7 @@ __all__ = [
     "SpoolUnusable",
     "TLSRequired",
     "Target",
+    "TargetFull",
     "TargetUnreachable",
     "Tenant",
     "TenantDirectory",

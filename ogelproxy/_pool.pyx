@@ -98,7 +98,7 @@ cdef class PoolCore:
         try:
             return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
+            if future.done() and not (future.cancelled() or future.exception()):
                 future.result().enter_pool()
             raise
 

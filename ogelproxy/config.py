@@ -148,6 +148,12 @@ class Pool(Section):
     queue_timeout: float = Field(
         30.0, gt=0, le=3600, description="Seconds a client waits for a server."
     )
+    notice_after: float = Field(
+        5.0,
+        ge=0,
+        le=3600,
+        description="Seconds of that wait after which it is told so; 0 never.",
+    )
     server_idle_timeout: float = Field(
         600.0, ge=0, description="Seconds until an unused server is closed; 0 never."
     )

@@ -253,6 +253,7 @@ class Engine:
                     "waiting": pool.waiting_count,
                     "servers": pool.size,
                     "idle": pool.idle_count,
+                    "circuit": pool.circuit.state,
                 }
                 for pool in self._router.pools
             ],
@@ -292,6 +293,10 @@ class Engine:
         yield GaugeSample("o7s_servers", {"state": "active"}, servers - idle)
         waiting = sum(pool.waiting_count for pool in pools)
         yield GaugeSample("o7s_waiting_clients", {}, waiting)
+        for pool in pools:
+            labels = {"database_type": str(pool.target.type)}
+            is_open = pool.circuit.state != "closed"
+            yield GaugeSample("o7s_circuit_open", labels, is_open)
 
     # What goes on.
 

@@ -10,7 +10,8 @@ known here.
     ├── LoginTimeout         TenantSuspended
     ├── DatabaseUnknown      TooManyConnections  ServerBusy
     ├── RateLimited          QueryTooLarge
-    ├── PoolTimeout          TargetUnreachable   ServerLost
+    ├── PoolTimeout          ServerLost
+    ├── TargetUnreachable    (CircuitOpen, TargetFull)
     ├── IdleTimeout          QueryTimeout        Draining
     ├── ProtocolViolation    NotSupported
     ├── ControlUnavailable   OperationRefused    SecretUnreadable
@@ -171,6 +172,28 @@ class TargetUnreachable(OgelError):
     sqlstate = "08006"
     kind = "backend"
     client_text = "the database can't be reached"
+
+
+class CircuitOpen(TargetUnreachable):
+    """Attempts failed, the last one for `cause`, so that none is made for a while."""
+
+    code = "circuit_open"
+
+    def __init__(self, seconds: float, cause: TargetUnreachable) -> None:
+        self.sqlstate = cause.sqlstate  # type: ignore[misc]
+        self.client_text = cause.client_text
+        super().__init__(
+            f"not tried: the circuit is open for {seconds:.1f} s",
+            hint=f"retry after {seconds:.1f} s",
+        )
+
+
+class TargetFull(TargetUnreachable):
+    """The database is there and takes no more connections."""
+
+    code = "target_full"
+    sqlstate = "53300"
+    client_text = "the database accepts no more connections"
 
 
 class ServerLost(OgelError):

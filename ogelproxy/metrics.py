@@ -67,6 +67,9 @@ COUNTERS = {
 GAUGES = {
     "o7s_clients": Declared("Clients that are logged in."),
     "o7s_servers": Declared("Server connections.", ("state",)),
+    "o7s_circuit_open": Declared(
+        "Databases that new servers are not opened to.", ("database_type",)
+    ),
     "o7s_waiting_clients": Declared("Clients waiting for a server connection."),
     "o7s_tenants_cached": Declared("Tenant records in memory."),
     "o7s_usage_spooled_batches": Declared("Usage batches waiting for delivery."),

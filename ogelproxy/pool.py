@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ogelproxy._pool import PoolCore, Settings
+from ogelproxy.circuit import Circuit
 from ogelproxy.config import Pool as PoolConfig
-from ogelproxy.errors import OgelError, PoolTimeout, TargetUnreachable
+from ogelproxy.errors import CircuitOpen, OgelError, PoolTimeout, TargetUnreachable
 from ogelproxy.protocol import messages
 from ogelproxy.server import MISLEADING, Address, KeyCache, Server, misleading
 from ogelproxy.tenants.model import PoolMode, Target, Tenant
@@ -28,9 +29,6 @@ log = logging.getLogger(__name__)
 
 #: Combinations of start-up settings remembered per pool.
 MAX_SETTINGS = 1000
-
-#: Seconds to wait after the target could not be reached, doubling.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 MODES = {
     PoolMode.SESSION: 0,
@@ -73,14 +71,14 @@ class Pool(PoolCore):
         self.key_cache = KeyCache()
         self.parameters = session_parameters(tenant)
         self.client_count = 0  # clients logged in to it; changed by Relay
-        self.opening = 0  # connections under way; changed by _open
+        self.circuit = Circuit()
+        self.opening = 0  # attempts begun or waiting for their time
+        self._swept_at = 0.0
         self._settings: OrderedDict[tuple[tuple[str, str], ...], Settings] = (
             OrderedDict()
         )
         self._statuses: dict[str, str] = {}  # of a fresh server
         self._proving = asyncio.Lock()
-        self._pause = 0.0
-        self._may_open_at = 0.0
 
     @property
     def has_room(self) -> bool:
@@ -89,41 +87,55 @@ class Pool(PoolCore):
     def wanted(self) -> None:
         """Open a server for a client that waits, where that is allowed."""
         if self.has_room and self.opening < self.waiting_count + len(self.provers):
+            self.opening += 1
             self.host.spawn(self._open_for_waiters())
 
     async def _open_for_waiters(self) -> None:
-        delay = self._may_open_at - self.host.reactor.loop.time()
-        if delay > 0:
-            await asyncio.sleep(delay)
-        if not self.has_room:
-            return
         try:
             server = await self._open()
         except TargetUnreachable as error:
-            log.warning("can't open a server: %s", error, extra={"tenant": self.handle})
-            for client in self.waiting_clients:
-                client.give_up(messages.error_response(error, is_fatal=False))
-            return
-        server.enter_pool()
-
-    async def _open(self) -> Server:
-        self.opening += 1
-        epoch = self.epoch
-        try:
-            async with asyncio.timeout(self.config.connect_timeout):
-                server = await Server.open(self, self.parameters)
-        except (TargetUnreachable, TimeoutError) as error:
-            self._pause = min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-            self._may_open_at = self.host.reactor.loop.time() + self._pause
-            if isinstance(error, TimeoutError):
-                raise TargetUnreachable("connect timed out") from error
-            raise
+            self._refuse_waiters(error)
+        else:
+            server.enter_pool()
         finally:
             self.opening -= 1
-        self._pause = self._may_open_at = 0.0
+
+    def _refuse_waiters(self, error: TargetUnreachable) -> None:
+        """Tell those who wait that there will be no server for them."""
+        if self.size:
+            # One that is in use may come free: they wait as in a full pool.
+            return
+        waiting = self.waiting_clients
+        if isinstance(error, CircuitOpen) and self.circuit.state == "half-open":
+            # The first of them is who the probe is made for.
+            del waiting[:1]
+        for client in waiting:
+            client.give_up(self.host.error(error))
+        while self.provers:
+            future = self.provers.popleft()
+            if not future.done():
+                future.set_exception(error)
+
+    async def _open(self) -> Server:
+        """Open a server, when the circuit lets it. Raises TargetUnreachable."""
+        loop = self.host.reactor.loop
+        pause = self.circuit.begin(loop.time())
+        try:
+            await asyncio.sleep(pause)
+            epoch = self.epoch
+            server = await self._connect()
+        except TargetUnreachable:
+            raise
+        except BaseException:
+            self.circuit.forget()
+            raise
+        if self.circuit.succeed():
+            log.info("circuit closed", extra={"tenant": self.handle})
         if MISLEADING & server.statuses.items():
             server.close()
-            raise TargetUnreachable(f"settings of the role: {misleading()}")
+            error = TargetUnreachable(f"settings of the role: {misleading()}")
+            log.warning("can't use a server: %s", error, extra={"tenant": self.handle})
+            raise error
         self.size += 1
         server.epoch = epoch
         if self.config.server_lifetime:
@@ -135,6 +147,22 @@ class Pool(PoolCore):
             self._statuses = dict(server.statuses)
         return server
 
+    async def _connect(self) -> Server:
+        loop = self.host.reactor.loop
+        began = loop.time()
+        try:
+            async with asyncio.timeout(self.config.connect_timeout):
+                return await Server.open(self, self.parameters)
+        except TimeoutError:
+            error = TargetUnreachable("connect timed out")
+        except TargetUnreachable as failure:
+            error = failure
+        fields = {"tenant": self.handle}
+        log.warning("can't open a server: %s", error, extra=fields)
+        if self.circuit.fail(error, began, loop.time()):
+            log.warning("circuit opened: no server is opened for now", extra=fields)
+        raise error
+
     async def settings(self, wanted: Mapping[str, str]) -> Settings:
         """Return the one Settings object for `wanted`, proven on a server.
 
@@ -142,6 +170,8 @@ class Pool(PoolCore):
         or PoolTimeout.
         """
         items = tuple(sorted(wanted.items()))
+        if not self.size:
+            self.circuit.check(self.host.reactor.loop.time())
         found = self._settings.get(items)
         if found is not None:
             self._settings.move_to_end(items)
@@ -190,7 +220,11 @@ class Pool(PoolCore):
         """Have a server for a use of the proxy's own."""
         server: Server | None = self.take_idle()
         if server is None and self.has_room:
-            server = await self._open()
+            self.opening += 1
+            try:
+                server = await self._open()
+            finally:
+                self.opening -= 1
         elif server is None:
             try:
                 async with asyncio.timeout(self.config.queue_timeout):
@@ -233,14 +267,34 @@ class Pool(PoolCore):
             is_old = 0 < server.expires_at < now
             if (is_idle or is_old) and self.withdraw(server):
                 self.host.retire(server)
-        waited = self.config.queue_timeout
-        for client in self.waiting_clients:
-            if now - client.waiting_since > waited:
-                client.give_up(
-                    messages.error_response(PoolTimeout(now - client.waiting_since))
-                )
-        if self.waiting_count:
+        self._sweep_waiters(now)
+        if self.waiting_count or self.provers:
             self.wanted()
+
+    def _sweep_waiters(self, now: float) -> None:
+        notice_after = self.config.notice_after
+        for ahead, client in enumerate(self.waiting_clients):
+            waited = now - client.waiting_since
+            if waited > self.config.queue_timeout:
+                client.give_up(self.host.error(self._why_none(now, waited)))
+            elif 0 < notice_after <= waited and (
+                # Once: at the first sweep that finds it so.
+                self._swept_at < client.waiting_since + notice_after
+            ):
+                client.send(
+                    messages.plain_notice(
+                        "still waiting for a server connection "
+                        f"({ahead} ahead, {waited:.1f} s)"
+                    )
+                )
+        self._swept_at = now
+
+    def _why_none(self, now: float, waited: float) -> OgelError:
+        try:
+            self.circuit.check(now)
+        except CircuitOpen as error:
+            return error
+        return PoolTimeout(waited)
 
 
 def session_parameters(tenant: Tenant) -> dict[str, str]:

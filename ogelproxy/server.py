@@ -18,7 +18,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from ogelproxy._server import ServerCore
 from ogelproxy.auth.scram import ScramClient, ScramKeys, derive, md5_password
 from ogelproxy.config import Secret
-from ogelproxy.errors import NotSupported, ProtocolViolation, TargetUnreachable
+from ogelproxy.errors import (
+    NotSupported,
+    ProtocolViolation,
+    TargetFull,
+    TargetUnreachable,
+)
 from ogelproxy.protocol import messages
 
 if TYPE_CHECKING:
@@ -239,7 +244,8 @@ class Server(ServerCore):
 
     def _refused(self, body: bytes) -> None:
         fields = messages.read_fields(body)
-        raise TargetUnreachable(f"login refused: {fields.get('C')} {fields.get('M')}")
+        text = f"login refused: {fields.get('C')} {fields.get('M')}"
+        raise (TargetFull if fields.get("C") == "53300" else TargetUnreachable)(text)
 
     def _note_status(self, body: bytes) -> None:
         match messages.read_strings(body):

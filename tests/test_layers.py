@@ -20,7 +20,16 @@ PACKAGE = Path(__file__).parent.parent / "ogelproxy"
 ROWS = (
     ("errors",),
     ("config", "metrics"),
-    ("_wire", "_bucket", "_fingerprint", "_replies", "_traffic", "_usage", "logs"),
+    (
+        "_wire",
+        "_bucket",
+        "_fingerprint",
+        "_replies",
+        "_traffic",
+        "_usage",
+        "logs",
+        "circuit",
+    ),
     ("_reactor", "_statements", "protocol", "settings", "embedded"),
     ("_pool", "tenants.model"),
     ("_loan", "tenants", "auth", "gate", "limiter", "usage"),

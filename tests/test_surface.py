@@ -14,12 +14,14 @@ import pytest
 import ogelproxy
 from ogelproxy import OgelError, errors
 from ogelproxy.errors import (
+    CircuitOpen,
     DatabaseUnknown,
     InternalError,
     NotSupported,
     OperationRefused,
     PoolTimeout,
     ProtocolViolation,
+    TargetUnreachable,
 )
 from ogelproxy.pool import SettingsRefused
 from ogelproxy.protocol import messages
@@ -31,6 +33,7 @@ KINDS = set("client auth limit tenant pool server backend control internal".spli
 
 #: Those that are made from something other than a text for the log.
 MADE: dict[type[OgelError], OgelError] = {
+    CircuitOpen: CircuitOpen(1.5, TargetUnreachable()),
     DatabaseUnknown: DatabaseUnknown("app"),
     InternalError: InternalError("IndexError: 3"),
     NotSupported: NotSupported("a cursor"),

@@ -65,6 +65,13 @@ def plain_error(sqlstate: str, text: str) -> bytes:
     )
 
 
+def plain_notice(text: str) -> bytes:
+    """A NOTICE without a condition of its own."""
+    return message(
+        b"N", _fields([("S", "NOTICE"), ("V", "NOTICE"), ("C", "00000"), ("M", text)])
+    )
+
+
 def authentication(body: bytes) -> bytes:
     return message(b"R", body)
 
