@@ -24,6 +24,7 @@ _LISTEN = "notifications come only to the server that listened, which was given 
 _TEMPORARY = "temporary objects end with the transaction's loan of a server"
 _SQL_PREPARE = "what SQL prepares is unknown to the next transaction's server"
 _LOCK = "a session's advisory lock ends with the transaction's loan of a server"
+_NAMES = "SQL does not see the names of statements that the protocol prepared"
 
 #: Test, way, reason: what transaction pooling can't carry from one transaction
 #: to the next (auto mode keeps the server instead).
@@ -35,6 +36,17 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("test_temporary_tables_last_for_the_connection", "transaction", _TEMPORARY),
     ("test_statements_prepared_in_sql_last", "transaction", _SQL_PREPARE),
     ("test_advisory_locks_last_for_the_connection", "transaction", _LOCK),
+    ("pg: keeps the settings of ten connections apart", "transaction", _SETTING),
+    ("pg: resets settings to those of the start-up packet", "transaction", _SETTING),
+    ("pg: keeps a temporary table", "transaction", _TEMPORARY),
+    ("pg: keeps a lock of its session", "transaction", _LOCK),
+    ("pg: keeps a cursor with hold", "transaction", _TEMPORARY),
+    ("pg: keeps a statement prepared in SQL", "transaction", _SQL_PREPARE),
+    ("pg: runs in SQL what it prepared in the protocol", "transaction", _NAMES),
+    ("pg: runs in SQL what it prepared in the protocol", "auto", _NAMES),
+    ("pg: hears notifications from elsewhere", "transaction", _LISTEN),
+    ("pg: hears its own notifications", "transaction", _LISTEN),
+    ("pg: hears nothing after UNLISTEN", "transaction", _LISTEN),
 )
 
 
@@ -57,8 +69,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent not in item.path.parents:
             continue
         spec = getattr(item, "callspec", None)
-        way = spec.params.get("database") if spec is not None else None
-        reason = reasons.get((getattr(item, "originalname", item.name), str(way)))
+        given = {} if spec is None else spec.params
+        # The cases of a program have names of their own.
+        name = given.get("case", getattr(item, "originalname", item.name))
+        reason = reasons.get((str(name), str(given.get("database"))))
         if reason is not None:
             item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
