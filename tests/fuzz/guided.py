@@ -1,0 +1,44 @@
+"""One fuzzer, run in a process of its own by `python -m tests.fuzz`.
+
+    guided.py NAME [--blind] LIBFUZZER-ARGUMENT...
+
+The process has the sanitizers' runtime loaded before everything, and extensions
+that report their edges to it; Python modules of the package report theirs too.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+import sys
+
+import atheris
+
+with atheris.instrument_imports(
+    include=["ogelproxy.protocol", "ogelproxy.auth", "ogelproxy.relay"],
+    enable_loader_override=False,
+):
+    from tests.fuzz import targets
+
+    target = targets.load(sys.argv[1])
+
+
+def run(data: bytes) -> None:
+    target.run(data)
+
+
+def from_a_seed(data: bytes, max_bytes: int, seed: int) -> bytes:
+    """Mutate some seed whatever was found: what fuzzing is without guidance."""
+    chosen = random.Random(seed).choice(target.seeds)
+    return bytes(atheris.Mutate(chosen[:max_bytes], max_bytes))
+
+
+arguments = sys.argv[2:]
+is_blind = "--blind" in arguments
+mutator = {"custom_mutator": from_a_seed} if is_blind else {}
+# A merge is done in processes that libFuzzer starts by a shell.
+itself = shlex.join([sys.executable, "-B", "-P", *sys.argv[:2]])
+atheris.Setup(
+    [itself, *(each for each in arguments if each != "--blind")], run, **mutator
+)
+atheris.Fuzz()
