@@ -60,8 +60,8 @@ def brisk(
 
 
 @pytest.fixture(scope="module")
-def target() -> Iterator[EmbeddedPostgres]:
-    """A Postgres that only the tests of this file use, and end at will."""
+def mortal() -> Iterator[EmbeddedPostgres]:
+    """A Postgres that only the tests of this file use."""
     with tempfile.TemporaryDirectory(prefix="o7s-") as directory:
         target = EmbeddedPostgres(
             Path(directory) / "pg",
@@ -79,6 +79,15 @@ def target() -> Iterator[EmbeddedPostgres]:
             yield target
         finally:
             asyncio.run(target.stop())
+
+
+@pytest.fixture
+def target(mortal: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
+    """A Postgres to end at will: for the next test it runs again."""
+    yield mortal
+    if mortal.pid is None:
+        asyncio.run(mortal.stop())
+        asyncio.run(mortal.start())
 
 
 @pytest.fixture
@@ -262,6 +271,16 @@ def probes(client: RawClient, tenant: Organization) -> bool:
 # Restarts.
 
 
+def sleeps(target: EmbeddedPostgres) -> bool:
+    """Whether some session of the target runs pg_sleep."""
+    with psycopg.connect(target.dsn(), autocommit=True) as direct:
+        rows = direct.execute(
+            "SELECT FROM pg_stat_activity "
+            "WHERE wait_event = 'PgSleep' AND state = 'active'"
+        ).fetchall()
+    return len(rows) > 0
+
+
 @each_mode
 @pytest.mark.parametrize(
     ("number", "told"),
@@ -282,6 +301,7 @@ def test_a_target_that_restarts_ends_what_ran_and_serves_what_follows(
     ):
         busy.send(messages.query("SELECT pg_sleep(60)"))
         assert kinds(idle.query("SELECT 1")) == "TDCZ"
+        eventually(lambda: sleeps(target))
         assert target.pid is not None
         os.kill(target.pid, number)
         fields = busy.refusal()
@@ -394,7 +414,7 @@ def test_a_client_that_waits_for_long_is_told_so_once(
         holder.query("BEGIN")
     for number, waiter in enumerate(waiters, 1):
         waiter.send(messages.query("SELECT 1"))
-        eventually(lambda: status(tenant)["waiting"] == number)  # noqa: B023
+        eventually(lambda n=number: status(tenant)["waiting"] == n)
     for ahead, waiter in enumerate(waiters):
         kind, body = waiter.receive()
         fields = messages.read_fields(body)
