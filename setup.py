@@ -22,6 +22,7 @@ EXTENSIONS = (
     "_statements",
     "_traffic",
     "_usage",
+    "_views",
     "_wire",
 )
 DIRECTIVES = {

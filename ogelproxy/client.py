@@ -1,6 +1,6 @@
 """Client: one program connected to us, and the Session it logged in to.
 
-The compiled `ExtendedClient` owns socket, buffers and flow control; here is what a
+The compiled `ViewClient` owns socket, buffers and flow control; here is what a
 login adds. How the login goes is `login`'s.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ogelproxy._extended import ExtendedClient
+from ogelproxy._views import ViewClient
 
 if TYPE_CHECKING:
     from ogelproxy._usage import Attribution
@@ -34,7 +34,7 @@ class Session:
     secret: bytes = field(repr=False)
 
 
-class Client(ExtendedClient):
+class Client(ViewClient):
     """A client connection, from accept to close."""
 
     address: str = ""

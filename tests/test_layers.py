@@ -36,6 +36,7 @@ ROWS = (
     ("_server", "_client", "demo"),
     ("_simple", "server"),
     ("_extended",),
+    ("_views",),
     ("pool", "client", "cancel"),
     ("router", "relay"),
     ("login",),

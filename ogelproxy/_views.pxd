@@ -1,0 +1,15 @@
+from ogelproxy._extended cimport ExtendedClient
+
+
+cdef enum:  # what view() answers
+    PASSED      # nothing of ours: the server's
+    ANSWERED
+    DELAYED     # what was asked before is to be answered first; handled again then
+
+
+cdef class ViewClient(ExtendedClient):
+    cdef public object views         # its statements on views; None while it has none
+    cdef bint was_answered           # here, since the last Sync and request to a server
+
+    cdef int view(self, char kind, const char* p, Py_ssize_t size) except -1
+    cdef bytes ready(self)
