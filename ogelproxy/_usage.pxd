@@ -94,6 +94,8 @@ cdef class UsageTable:
     cdef bint touched        # something was counted in this batch
 
     cdef void count(self, Attribution who, const Measure* m) noexcept
+    cdef uint32_t next_row(self, uint32_t slot, bytes organisation) noexcept
+    cdef bytes payer_at(self, uint32_t slot)
     cdef bint claim(self, Attribution who) noexcept
     cdef Row* find(self, uint32_t payer, uint64_t fingerprint) noexcept
     cdef bint has_room(self, uint32_t slots) noexcept

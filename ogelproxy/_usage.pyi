@@ -94,3 +94,16 @@ class UsageTable:
         `complexity` is in hundredths; `sqlstate`, five bytes, says that the
         server answered with an error. Fingerprint 0 is "not told apart".
         """
+
+    def sums(self, organisation: bytes) -> list[tuple[bytes, bytes]]:
+        """Return what the open batch holds of an organisation, its id's 16 bytes.
+
+        A pair for each payer that used something: its record, and the sum of its
+        rows in the form of a row.
+        """
+
+    def longest(self, organisation: bytes, count: int) -> list[tuple[bytes, bytes]]:
+        """Return the rows with the longest single query, the longest first.
+
+        At most `count` pairs of a payer's record and a row with a fingerprint.
+        """

@@ -11,14 +11,16 @@ one for each row. Room for every living attribution is kept free, so counting
 never finds the file full: at worst fingerprints are no longer told apart.
 """
 
+import heapq
 import mmap
 from os import fstat
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from ogelproxy.errors import ServerBusy, SpoolUnusable
 
@@ -85,6 +87,12 @@ cdef int put_text(char* field, Py_ssize_t size, str text) except -1:
     return 0
 
 
+cdef int check_id(bytes organisation) except -1:
+    if len(organisation) != 16:
+        raise ValueError("an organisation's id has 16 bytes")
+    return 0
+
+
 # Its table must still be there in __dealloc__; the two can't form a cycle.
 @cython.no_gc_clear
 @cython.final
@@ -95,8 +103,7 @@ cdef class Attribution:
         str handle not None, str database not None, str database_type not None,
         str tier not None, str application_name not None, double work_mem_bytes,
     ):
-        if len(organisation) != 16:
-            raise ValueError("an organisation's id has 16 bytes")
+        check_id(organisation)
         self.batch = NEVER
         self.work_mem = work_mem_bytes
         memcpy(self.payer.organisation, <const char*> organisation, 16)
@@ -226,6 +233,69 @@ cdef class UsageTable:
         m.queue_seconds = queue_seconds
         m.throttled_seconds = throttled_seconds
         self.count(who, &m)
+
+    def sums(self, bytes organisation not None):
+        cdef uint32_t slot = 0
+        cdef Row* row
+        cdef Row* total
+        check_id(organisation)
+        totals = {}
+        while (slot := self.next_row(slot, organisation)):
+            row = self.slots + slot
+            if row.payer not in totals:
+                totals[row.payer] = bytearray((<char*> row)[:SLOT_BYTES])
+                continue
+            total = <Row*> PyByteArray_AS_STRING(totals[row.payer])
+            total.queries += row.queries
+            total.refused += row.refused
+            total.errors += row.errors
+            total.rows += row.rows
+            total.bytes_in += row.bytes_in
+            total.bytes_out += row.bytes_out
+            total.server_seconds += row.server_seconds
+            total.queue_seconds += row.queue_seconds
+            total.throttled_seconds += row.throttled_seconds
+            total.vcpu_seconds += row.vcpu_seconds
+            total.memory_gib_seconds += row.memory_gib_seconds
+            total.first_at = min(total.first_at, row.first_at)
+            total.last_at = max(total.last_at, row.last_at)
+        return [(self.payer_at(slot), bytes(each)) for slot, each in totals.items()]
+
+    def longest(self, bytes organisation not None, int count):
+        cdef uint32_t slot = 0
+        check_id(organisation)
+        rows = []
+        while (slot := self.next_row(slot, organisation)):
+            if self.slots[slot].fingerprint and self.slots[slot].queries:
+                rows.append((self.slots[slot].longest_seconds, slot))
+        return [
+            (
+                self.payer_at(self.slots[slot].payer),
+                (<char*> (self.slots + slot))[:SLOT_BYTES],
+            )
+            for _, slot in heapq.nlargest(count, rows)
+        ]
+
+    cdef uint32_t next_row(self, uint32_t slot, bytes organisation) noexcept:
+        """The slot of the organisation's next counted row behind `slot`; 0 for none."""
+        cdef Row* row
+        cdef Payer* payer
+        slot += 1
+        while slot < self.used:
+            row = self.slots + slot
+            if row.kind == KIND_PAYER:
+                slot += REST
+                continue
+            payer = <Payer*> (self.slots + row.payer)
+            if row.first_at and memcmp(
+                payer.organisation, <const char*> organisation, 16
+            ) == 0:
+                return slot
+            slot += 1
+        return 0
+
+    cdef bytes payer_at(self, uint32_t slot):
+        return (<char*> (self.slots + slot))[:sizeof(Payer)]
 
     cdef void count(self, Attribution who, const Measure* m) noexcept:
         cdef Row* row

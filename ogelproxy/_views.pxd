@@ -11,5 +11,8 @@ cdef class ViewClient(ExtendedClient):
     cdef public object views         # its statements on views; None while it has none
     cdef bint was_answered           # here, since the last Sync and request to a server
 
+    cdef bint may_be_view(
+        self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) noexcept
     cdef int view(self, char kind, const char* p, Py_ssize_t size) except -1
     cdef bytes ready(self)

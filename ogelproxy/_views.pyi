@@ -5,10 +5,10 @@ from ogelproxy._extended import ExtendedClient
 class ViewClient(ExtendedClient):
     """A client that may ask about itself, `SHOW o7s.…`, and no server for it.
 
-    Its `host` makes what answers: ``host.views(client)`` returns an object with
-    ``takes(kind, body)``, whether a message is about a view; ``answer(kind, body)``,
-    the messages that answer it, or one ErrorResponse; and ``__len__``, 0 once
-    nothing of it is prepared.
+    Its `host` makes what answers: ``host.views()`` returns an object with
+    ``takes(kind, body)``, whether a message is about a view;
+    ``answer(client, kind, body)``, the messages that answer it, or one
+    ErrorResponse; and ``__len__``, 0 once nothing of it is prepared.
     """
 
     views: Any

@@ -8,7 +8,6 @@ they get their place among the answers of the server.
 from libc.string cimport memchr
 from posix.strings cimport strncasecmp
 
-from ogelproxy._client cimport ClientCore
 from ogelproxy._extended cimport ExtendedClient
 from ogelproxy._wire cimport HEADER, MAX_SEEN
 
@@ -36,20 +35,7 @@ cdef class ViewClient(ExtendedClient):
     def prepared_count(self):
         return len(self.names)
 
-    cdef Py_ssize_t on_query(
-        self, const char* p, Py_ssize_t size, Py_ssize_t have
-    ) except -1:
-        cdef int verdict
-        if size <= have and not self.is_batch_open and is_marked(
-            p + HEADER, size - HEADER
-        ):
-            verdict = self.view(b"Q", p, size)
-            if verdict != PASSED:
-                return size if verdict == ANSWERED else 0
-        self.was_answered = False
-        return ClientCore.on_query(self, p, size, have)
-
-    cdef Py_ssize_t extended(
+    cdef Py_ssize_t request(
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1:
         cdef int verdict
@@ -59,24 +45,32 @@ cdef class ViewClient(ExtendedClient):
                 self.send(self.ready())
                 return size
             self.was_answered = False
-        elif kind != b"H" and size <= MAX_SEEN and (
-            self.views is not None
-            or kind == b"P" and parses_marked(p, min(size, have))
-        ):
-            if have < size:
-                return 0
-            verdict = self.view(kind, p, size)
+        elif self.may_be_view(kind, p, size, min(size, have)):
+            verdict = self.view(kind, p, size) if size <= have else DELAYED
             if verdict != PASSED:
                 return size if verdict == ANSWERED else 0
-        return ExtendedClient.extended(self, kind, p, size, have)
+        if kind == b"Q":
+            self.was_answered = False
+        return ExtendedClient.request(self, kind, p, size, have)
+
+    cdef bint may_be_view(
+        self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
+    ) noexcept:
+        if kind == b"Q":
+            return not self.is_batch_open and size <= MAX_SEEN and is_marked(
+                p + HEADER, have - HEADER
+            )
+        if self.views is None and (kind != b"P" or not parses_marked(p, have)):
+            return False
+        return kind in b"PBDEC" and size <= MAX_SEEN
 
     cdef int view(self, char kind, const char* p, Py_ssize_t size) except -1:
         """Answer a message that is about a view."""
         cdef bytes answer
         cdef bytes body = p[HEADER:size]
         if self.views is None:
-            self.views = self.host.views(self)
-        if not self.views.takes(kind, body):
+            self.views = self.host.views()
+        if not self.views.takes(chr(kind), body):
             if not self.views:
                 self.views = None
             return PASSED
@@ -94,7 +88,7 @@ cdef class ViewClient(ExtendedClient):
             if self.server.status == b"E":
                 # The server refuses it, as it does all else.
                 return PASSED
-        answer = self.views.answer(kind, body)
+        answer = self.views.answer(self, chr(kind), body)
         if answer[0] == b"E":
             self.refuse(kind, answer)
         elif kind == b"Q":

@@ -7,6 +7,7 @@ login adds. How the login goes is `login`'s.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -30,6 +31,7 @@ class Session:
     application_name: str
     address: str
     attribution: Attribution
+    connected_at: datetime
     process_id: int  # the cancel key that we gave it
     secret: bytes = field(repr=False)
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 from ogelproxy.admin import Admin
 from ogelproxy.auth import Authenticator
 from ogelproxy.config import Config
+from ogelproxy.console.tenant import TenantConsole
 from ogelproxy.errors import (
     ConfigInvalid,
     CredentialRejected,
@@ -110,6 +111,12 @@ class Engine:
             tenants=directory,
             metrics=self.metrics,
         )
+        self._relay.views = TenantConsole(
+            tenants=directory,
+            gate=self._gate,
+            ledger=self._meter.ledger,
+            clock=self._clock,
+        ).open
         self._router = Router(config.pool, self._relay)
         authenticator = Authenticator(
             config.auth, mock_secret=await self._mock_secret()

@@ -252,6 +252,7 @@ class Login:
             application_name=application,
             address=client.address,
             attribution=attribution,
+            connected_at=datetime.now(UTC),
             process_id=process_id,
             secret=secret,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ogelproxy._reactor import Connection, Reactor
@@ -30,6 +30,7 @@ from ogelproxy.protocol import messages
 from ogelproxy.server import MISLEADING, Server, misleading
 
 if TYPE_CHECKING:
+    from ogelproxy.console.tenant import Views
     from ogelproxy.gate import Gate
     from ogelproxy.limiter import Limiter
     from ogelproxy.metrics import Metrics
@@ -84,6 +85,8 @@ class Relay:
             f"{name}\0{value}\0".encode() for name, value in MISLEADING
         )
         self.server_lost_message = messages.error_response(ServerLost())
+        # Makes what answers a client's `SHOW o7s.…`; replaced by the engine.
+        self.views: Callable[[], Views]
         self.clients: dict[str, set[Client]] = {}
         self.client_count = 0
         self._gate = gate

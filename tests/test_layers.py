@@ -39,6 +39,7 @@ ROWS = (
     ("_views",),
     ("pool", "client", "cancel"),
     ("router", "relay"),
+    ("console",),
     ("login",),
     ("listener", "admin"),
     ("engine",),

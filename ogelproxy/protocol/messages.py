@@ -58,11 +58,11 @@ def _notice(error: OgelError, severity: str) -> bytes:
     )
 
 
-def plain_error(sqlstate: str, text: str) -> bytes:
+def plain_error(sqlstate: str, text: str, hint: str = "") -> bytes:
     """An ERROR worded as Postgres words it, for what the proxy answers itself."""
-    return message(
-        b"E", _fields([("S", "ERROR"), ("V", "ERROR"), ("C", sqlstate), ("M", text)])
-    )
+    severity = [("S", "ERROR"), ("V", "ERROR")]
+    fields = [("C", sqlstate), ("M", text), ("H", hint)]
+    return message(b"E", _fields(severity + fields))
 
 
 def plain_notice(text: str) -> bytes:

@@ -24,6 +24,7 @@ from ogelproxy._usage import Attribution, UsageTable
 from ogelproxy.config import Usage
 from ogelproxy.errors import OgelError, ServerBusy, SpoolUnusable
 from ogelproxy.tenants.model import Target, Tenant
+from ogelproxy.usage.ledger import Ledger
 from ogelproxy.usage.sinks import HOUR, MemorySink, PostgresSink, Sink
 from ogelproxy.usage.spool import Batch, Payer, Row, Spool, read_batch
 
@@ -90,6 +91,7 @@ class Meter:
         if not sinks:
             raise ValueError("a Meter needs a sink")
         self.table = UsageTable(config.max_rows)
+        self.ledger = Ledger(self.table)  # today's sums, for who asks
         self.delivered_count = 0  # batches that every sink took
         self.spooled_count = 0  # closed batches that wait for a sink
         self.is_nearly_full = False  # the spool: see Spool
@@ -99,7 +101,7 @@ class Meter:
         self._spool = Spool(
             config.spool_dir, config.max_spool_bytes, self.table.file_bytes
         )
-        self._outlets = [Outlet(sink) for sink in sinks]
+        self._outlets = [Outlet(sink) for sink in (*sinks, self.ledger)]
         self._attributions: WeakValueDictionary[
             tuple[UUID, str, str, str, int, str], Attribution
         ] = WeakValueDictionary()

@@ -17,6 +17,7 @@ import os
 import re
 import struct
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -132,13 +133,24 @@ def read_batch(path: Path) -> Batch:
             slot += PAYER_SLOTS
             continue
         if kind == KIND_ROW:
-            row = _row(data, slot, payers)
+            row = _row(data, at, slot, payers)
             if row is None:
                 unreadable += 1
             elif row.first_at:  # something was counted in it
                 rows.append(row)
         slot += 1
     return Batch(UUID(bytes=node), number, opened_at, tuple(rows), unreadable)
+
+
+def read_pairs(pairs: Iterable[tuple[bytes, bytes]]) -> list[Row]:
+    """Read pairs of payer and row, as `UsageTable` hands them out; slots are 0."""
+    rows = []
+    for payer, row in pairs:
+        payers = {ROW.unpack(row)[2]: _payer(payer, 0)}
+        read = _row(row, 0, 0, payers)
+        assert read is not None
+        rows.append(read)
+    return rows
 
 
 def _payer(data: bytes, at: int) -> Payer:
@@ -149,8 +161,8 @@ def _payer(data: bytes, at: int) -> Payer:
     )
 
 
-def _row(data: bytes, slot: int, payers: dict[int, Payer]) -> Row | None:
-    fields = ROW.unpack_from(data, slot * SLOT_BYTES)
+def _row(data: bytes, at: int, slot: int, payers: dict[int, Payer]) -> Row | None:
+    fields = ROW.unpack_from(data, at)
     _, sqlstate, payer_slot, longest, fingerprint, *sums = fields
     payer = payers.get(payer_slot)
     if payer is None:
