@@ -70,6 +70,7 @@ cdef class Lendable(Connection):
     cdef int lend(self, Borrower client) except -1
     cdef int settle(self) except -1
     cdef bint is_settled(self) noexcept
+    cdef bint is_lendable(self) noexcept
     cdef int release(self) except -1
     cdef int drop_client(self) except -1
     cdef int finish_alone(self) except -1

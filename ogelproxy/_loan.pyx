@@ -28,6 +28,10 @@ cdef enum:
         | FLAG_LOAD | FLAG_PREPARE | FLAG_ROLE | FLAG_SET | FLAG_SET_CONFIG | FLAG_TEMP
     )
 
+# Seconds for which a server that was just used is taken to be there: under load
+# nothing is asked of the kernel.
+cdef double FRESH = 0.001
+
 
 cdef class Borrower(Connection):
 
@@ -98,6 +102,17 @@ cdef class Lendable(Connection):
             # Flushed, a batch is answered and still open: so is its transaction.
             and not self.client.is_batch_open
         )
+
+    cdef bint is_lendable(self) noexcept:
+        """Whether an idle server is there, as far as can be known.
+
+        One that said something is heard first: it may be its end, and of that a
+        client has to know before its query is sent. `settle` gives it back.
+        """
+        if self.reactor.now - self.idle_since < FRESH or self.is_silent():
+            return True
+        self.phase = SERVER_RESETTING
+        return False
 
     cdef int release(self) except -1:
         """End the loan where the pool mode says so; the server must be settled."""

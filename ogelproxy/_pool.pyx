@@ -50,7 +50,7 @@ cdef class PoolCore:
         cdef Connection server
         while self.idle:
             server = self.idle.pop()
-            if server.fd >= 0 and not server.is_broken:
+            if server.fd >= 0 and not server.is_broken and server.is_lendable():
                 return server
         return None
 

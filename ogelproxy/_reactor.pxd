@@ -57,6 +57,8 @@ cdef class Connection:
     cdef int on_deferred(self) except -1
     cdef int listen(self, uint32_t events) except -1
     cdef bint is_reading(self) noexcept
+    cdef bint is_silent(self) noexcept
+    cdef bint is_lendable(self) noexcept
     cdef int pause(self) except -1
     cdef int hold(self) except -1
     cdef int resume(self) except -1

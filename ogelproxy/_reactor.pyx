@@ -48,6 +48,7 @@ cdef extern from "sys/socket.h" nogil:
     int shutdown(int fd, int how)
     enum:
         MSG_NOSIGNAL
+        MSG_PEEK
         SHUT_WR
 
 cdef enum:
@@ -273,6 +274,14 @@ cdef class Connection:
 
     cdef bint is_reading(self) noexcept:
         return self.interest & EPOLLIN != 0
+
+    cdef bint is_silent(self) noexcept:
+        """Whether nothing came that is not yet read, not even the end."""
+        cdef char byte
+        return recv(self.fd, &byte, 1, MSG_PEEK) < 0 and errno == EAGAIN
+
+    cdef bint is_lendable(self) noexcept:
+        return True
 
     cdef int pause(self) except -1:
         return self.listen(self.interest & ~<uint32_t> (EPOLLIN | EPOLLRDHUP))

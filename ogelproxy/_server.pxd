@@ -3,6 +3,7 @@ from ogelproxy._replies cimport Reply
 
 
 cdef class ServerCore(Lendable):
+    cdef int nothing_came(self) except -1
     cdef Py_ssize_t process(self, const char* p, Py_ssize_t n) except -1
     cdef int message(
         self, char kind, const char* p, Py_ssize_t size, Reply* head

@@ -42,14 +42,14 @@ cdef class ServerCore(Lendable):
         if self.in_size == 0:
             got = self.receive(self.reactor.scratch, SCRATCH)
             if got <= 0:
-                return self.lose() if got < 0 else 0
+                return self.lose() if got < 0 else self.nothing_came()
             used = self.process(self.reactor.scratch, got)
             if used < got and self.fd >= 0:
                 self.keep(self.reactor.scratch + used, got - used)
         else:
             got = self.fill(SCRATCH)
             if got <= 0:
-                return self.lose() if got < 0 else 0
+                return self.lose() if got < 0 else self.nothing_came()
             used = self.process(self.inbox, self.in_size)
             if self.fd >= 0:
                 self.consume(used)
@@ -63,6 +63,12 @@ cdef class ServerCore(Lendable):
                 self.release()
         elif self.phase == SERVER_RESETTING and self.replies.count == 0:
             self.settle()
+        return 0
+
+    cdef int nothing_came(self) except -1:
+        """TLS had something to say, the server had not."""
+        if self.phase == SERVER_RESETTING and self.replies.count == 0:
+            return self.settle()
         return 0
 
     cdef int on_drained(self) except -1:
@@ -245,6 +251,7 @@ cdef class ServerCore(Lendable):
             at = stop + 1
         if head == NULL:
             # Nobody asked: the server says why it ends.
+            self.is_retiring = True
             return self.pass_on(p, size, NULL)
         head.failed = 1
         memcpy(head.sqlstate, sqlstate, 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import signal
 import socket
 import struct
 import time
@@ -23,6 +24,7 @@ from tests.fixtures.faults import (
     RawClient,
     add_databases,
     eventually,
+    kinds,
     samples,
     status,
 )
@@ -135,6 +137,25 @@ def test_a_client_between_transactions_never_notices_that_a_server_ended(
         assert client.execute("SELECT 2").fetchone() == (2,)
         with client.transaction():
             assert client.execute("SELECT 3").fetchone() == (3,)
+
+
+@pytest.mark.parametrize("mode", ["transaction", "auto"])
+def test_a_query_is_not_sent_to_a_server_that_ended_before_it_was_read(
+    own_proxy: Proxy, mode: str
+) -> None:
+    own_proxy.start()
+    tenant = own_proxy.create_organization(limiter=LimiterMode.OFF)
+    assert own_proxy.process is not None
+    with RawClient.logged_in(tenant, mode) as client:
+        assert kinds(client.query("SELECT 1")) == "TDCZ"
+        eventually(lambda: status(tenant)["idle"] == 1)
+        own_proxy.process.send_signal(signal.SIGSTOP)
+        # Now the proxy hears of the query first, and of the server's end next.
+        client.send(messages.query("SELECT 2"))
+        assert terminate(tenant) == 1
+        own_proxy.process.send_signal(signal.SIGCONT)
+        assert kinds(client.until(b"Z")) == "TDCZ"
+    assert status(tenant)["servers"] <= 1
 
 
 @each_mode
