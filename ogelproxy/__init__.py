@@ -15,6 +15,7 @@ from importlib.metadata import version
 from ogelproxy.config import Config, Secret
 from ogelproxy.engine import Engine
 from ogelproxy.errors import (
+    CertificateRejected,
     CircuitOpen,
     ConfigInvalid,
     ControlUnavailable,
@@ -64,6 +65,7 @@ __version__ = version("ogelproxy")
 
 __all__ = [
     "Batch",
+    "CertificateRejected",
     "CircuitOpen",
     "Config",
     "ConfigInvalid",

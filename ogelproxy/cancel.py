@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 MAX_UNDER_WAY = 256
 CANCEL_TIMEOUT = 5.0
 
+#: The minor version of protocol 3 from which on keys may be long (manual 55.2.9).
+LONG_KEYS_MINOR = 2
+
 #: What Postgres says, for a query that had not reached it yet.
 CANCELED = messages.plain_error("57014", "canceling statement due to user request")
 
@@ -40,13 +43,16 @@ class Cancels:
     def __len__(self) -> int:
         return len(self._clients)
 
-    def issue(self, client: Client) -> tuple[int, bytes]:
-        """Make a key (process id, 4 secret bytes: protocol 3.0) for `client`."""
+    def issue(self, client: Client, minor: int) -> tuple[int, bytes]:
+        """Make a key for `client`, which speaks protocol 3.`minor`.
+
+        That is a process id and secret bytes: 4, or 32 as Postgres 18 makes them.
+        """
         while True:
             process_id = secrets.randbelow(2**31 - 1) + 1
             if process_id not in self._clients:
                 break
-        secret = secrets.token_bytes(4)
+        secret = secrets.token_bytes(4 if minor < LONG_KEYS_MINOR else 32)
         self._clients[process_id] = (secret, client)
         return process_id, secret
 

@@ -39,7 +39,8 @@ class Session:
 class Client(ViewClient):
     """A client connection, from accept to close."""
 
-    address: str = ""
+    address: str = ""  # where it comes from; what a load balancer says, if it may
+    is_forwarded: bool = False  # a load balancer speaks for it
 
     async def receive_message(self) -> tuple[bytes, bytes]:
         """Wait for one message; only while a coroutine owns the client."""

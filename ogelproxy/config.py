@@ -10,10 +10,18 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 
 from ogelproxy.errors import ConfigInvalid
 
@@ -33,6 +41,16 @@ WELL_KNOWN = {
     "O7S_SECRET_KEY": "control.secret_key",
     "PORT": "admin.port",
 }
+
+
+def _split(value: Any) -> Any:
+    """Read a list as the environment holds it, separated by commas."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
 
 
 class Section(BaseModel):
@@ -56,6 +74,11 @@ class Listen(Section):
     login_timeout: float = Field(
         15.0, gt=0, le=600, description="Seconds from accept to ready."
     )
+    proxy_protocol: Networks = Field(
+        (),
+        description="Networks of load balancers, which must begin every connection "
+        "with a PROXY protocol header, version 1 or 2; nobody else may.",
+    )
 
 
 class Tls(Section):
@@ -65,6 +88,14 @@ class Tls(Section):
     key: Path | None = Field(None, description="PEM file with the private key.")
     is_required: bool = Field(
         False, description="Refuse clients without TLS, except from loopback."
+    )
+    client_ca: Path | None = Field(
+        None, description="PEM file with the authorities that sign client certificates."
+    )
+    client_certificates: Literal["off", "allow", "require"] = Field(
+        "off",
+        description="Whether a client may or must show a certificate that names its "
+        "organisation, beside its key or token.",
     )
 
 

@@ -7,7 +7,7 @@ known here.
 
     OgelError
     ├── CredentialRejected   TokenRequiresTLS   TLSRequired   LoginThrottled
-    ├── LoginTimeout         TenantSuspended
+    ├── LoginTimeout         TenantSuspended     CertificateRejected
     ├── DatabaseUnknown      TooManyConnections  ServerBusy
     ├── RateLimited          QueryTooLarge
     ├── PoolTimeout          ServerLost
@@ -74,6 +74,15 @@ class TLSRequired(OgelError):
     sqlstate = "28000"
     kind = "auth"
     client_text = "connections need TLS: connect with sslmode=require"
+
+
+class CertificateRejected(OgelError):
+    """A client showed no certificate where it must, or another organisation's."""
+
+    code = "certificate_rejected"
+    sqlstate = "28000"
+    kind = "auth"
+    client_text = "connections need a client certificate that names the organisation"
 
 
 class LoginThrottled(OgelError):

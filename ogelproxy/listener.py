@@ -6,19 +6,19 @@ kernel's queue then holds the others.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import socket
 import ssl
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
+from ogelproxy.auth.certificate import end_point
 from ogelproxy.client import Client
 from ogelproxy.config import Config
 from ogelproxy.config import Tls as TlsConfig
 from ogelproxy.errors import ConfigInvalid
 from ogelproxy.login import Login, Tls
+from ogelproxy.protocol import hello
 from ogelproxy.relay import Relay
 
 log = logging.getLogger(__name__)
@@ -125,25 +125,31 @@ class Listener:
 
 def load_tls(config: TlsConfig) -> Tls | None:
     """Read certificate and key. Raises ConfigInvalid naming what is wrong."""
+    asks = config.client_certificates != "off"
+    if asks and (config.client_ca is None or config.cert is None):
+        raise ConfigInvalid("tls.client_certificates needs tls.client_ca and tls.cert")
     if config.cert is None and config.key is None:
         return None
     if config.cert is None or config.key is None:
         raise ConfigInvalid("tls.cert and tls.key are needed together")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    # As Postgres: a session that is taken up again would keep a client certificate
+    # that has expired since.
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
+    context.set_alpn_protocols([hello.POSTGRESQL.decode()])
     try:
         context.load_cert_chain(config.cert, config.key)
         certificate = x509.load_pem_x509_certificate(config.cert.read_bytes())
     except (OSError, ssl.SSLError, ValueError) as error:
         raise ConfigInvalid(f"tls.cert, tls.key: {error}") from error
+    if asks:
+        # A client without one is told so in words, after its first packet.
+        context.verify_mode = ssl.CERT_OPTIONAL
+        try:
+            context.load_verify_locations(config.client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigInvalid(f"tls.client_ca: {error}") from error
     return Tls(context, end_point(certificate))
-
-
-def end_point(certificate: x509.Certificate) -> bytes:
-    """The certificate's hash for channel binding (RFC 5929, section 4.1)."""
-    algorithm = certificate.signature_hash_algorithm
-    name = "sha256" if algorithm is None else algorithm.name
-    if name in ("md5", "sha1"):
-        name = "sha256"
-    encoded = certificate.public_bytes(Encoding.DER)
-    return hashlib.new(name, encoded).digest()

@@ -18,9 +18,11 @@ from uuid import UUID
 
 from ogelproxy._traffic import Traffic
 from ogelproxy.auth import Authenticator
+from ogelproxy.auth.certificate import organizations
 from ogelproxy.client import Client, Session
 from ogelproxy.config import Config
 from ogelproxy.errors import (
+    CertificateRejected,
     DatabaseUnknown,
     InternalError,
     LoginTimeout,
@@ -30,7 +32,7 @@ from ogelproxy.errors import (
     TenantSuspended,
     TLSRequired,
 )
-from ogelproxy.protocol import messages, startup
+from ogelproxy.protocol import forwarding, hello, messages, startup
 from ogelproxy.tenants.model import Credential, Target, Tenant
 
 if TYPE_CHECKING:
@@ -99,7 +101,10 @@ class Login:
             await self._refuse(client, LoginTimeout())
         except OgelError as error:
             await self._refuse(client, error)
-        except (OSError, ssl.SSLError) as error:
+        except ssl.SSLError as error:
+            log.info("TLS failed: %s", error, extra={"client": client.address})
+            await self._part(client)
+        except OSError as error:
             log.debug("client left its login: %s", error)
             client.close()
         except Exception as defect:
@@ -115,10 +120,14 @@ class Login:
             return
         self._metrics.refused(error)
         log.info("login refused: %s", error, extra={"client": client.address})
-        client.send(messages.error_response(error, is_fatal=True))
+        await self._part(client, messages.error_response(error, is_fatal=True))
+
+    async def _part(self, client: Client, last: bytes = b"") -> None:
+        """Send what the client should still read, and close."""
+        client.send(last)
         try:
-            # Closing with bytes unread would reset the connection, and the
-            # error with it: wait for the client to close first.
+            # Closing with bytes unread would reset the connection, and what was
+            # sent with it: wait for the client to close first.
             async with asyncio.timeout(2.0):
                 await client.drained()
                 client.end_output()
@@ -157,6 +166,15 @@ class Login:
 
     async def _first_packet(self, client: Client) -> startup.Startup | None:
         """Answer encryption and cancel requests up to a StartupMessage."""
+        await self._read_forwarding(client)
+        if await self._peek(client) == hello.HANDSHAKE:
+            # sslnegotiation=direct (manual 55.2.11).
+            if self.tls is None:
+                # In no words, as Postgres: what speaks TLS would not understand.
+                log.info("no TLS for a client", extra={"client": client.address})
+                await self._part(client)
+                return None
+            await self._start_tls(client, self.tls, is_direct=True)
         asked: set[bool] = set()
         while True:
             head = await client.receive_exactly(4)
@@ -175,21 +193,81 @@ class Login:
                 raise ProtocolViolation("bytes behind an encryption request")
             if packet.is_tls and self.tls is not None:
                 client.send(b"S")
-                await client.start_tls(self.tls.context, server_side=True)
+                await self._start_tls(client, self.tls, is_direct=False)
             else:
                 client.send(b"N")
-        if packet.minor or packet.unknown_options:
-            client.send(messages.negotiate_protocol_version(0, packet.unknown_options))
+        if packet.needs_negotiation:
+            client.send(
+                messages.negotiate_protocol_version(
+                    packet.spoken_minor, packet.unknown_options
+                )
+            )
         if self.config.tls.is_required and not self._is_private(client):
             raise TLSRequired()
         return packet
 
+    async def _read_forwarding(self, client: Client) -> None:
+        """Learn from a load balancer of ours whom it speaks for."""
+        networks = self.config.listen.proxy_protocol
+        if not networks:
+            return
+        balancer = ipaddress.ip_address(client.address)
+        if not any(balancer in network for network in networks):
+            return
+        while (header := forwarding.parse(client.peek())) is None:
+            await client.more()
+        client.take(header.size)
+        client.is_forwarded = header.is_forwarded
+        client.address = header.source or client.address
+
+    @staticmethod
+    async def _peek(client: Client) -> bytes:
+        """Wait for the next byte, and leave it where it is."""
+        while not (waiting := client.peek()):
+            await client.more()
+        return waiting[:1]
+
+    async def _start_tls(self, client: Client, tls: Tls, *, is_direct: bool) -> None:
+        """Put TLS around a client, if it speaks our protocol inside (RFC 7301).
+
+        Without SSLRequest nothing else shows that it does (manual 55.2.11).
+        """
+        alert = hello.NO_APPLICATION_PROTOCOL
+        try:
+            while (offered := hello.protocols(client.peek())) is None:
+                await client.more()
+            is_ours = hello.POSTGRESQL in offered or not (offered or is_direct)
+        except ProtocolViolation:
+            alert, is_ours = hello.DECODE_ERROR, False
+        if not is_ours:
+            await self._part(client, alert)
+            raise ConnectionAbortedError("TLS was refused")
+        await client.start_tls(tls.context, server_side=True)
+
     @staticmethod
     def _is_private(client: Client) -> bool:
-        """Whether nobody can listen: TLS, a Unix socket, or loopback."""
+        """Whether nobody can listen: TLS, a Unix socket, or loopback.
+
+        Between the client and a load balancer anybody may.
+        """
         if client.tls is not None or not client.address:
             return True
-        return ipaddress.ip_address(client.address).is_loopback
+        is_loopback = ipaddress.ip_address(client.address).is_loopback
+        return is_loopback and not client.is_forwarded
+
+    def _check_certificate(self, client: Client, handle: str) -> None:
+        """Ask that the client's certificate, if it needs one, names `handle`."""
+        rule = self.config.tls.client_certificates
+        if rule == "off":
+            return
+        certificate = client.tls.getpeercert() if client.tls is not None else None
+        if certificate is None and rule == "allow":
+            return
+        named = organizations(certificate or {})
+        if handle not in named:
+            raise CertificateRejected(
+                f"certificate names {sorted(named)}, not {handle}"
+            )
 
     async def _authenticate(
         self, client: Client, packet: startup.Startup
@@ -199,6 +277,7 @@ class Login:
         tenant = await self._tenants.find(handle)
         tls = self.tls if client.tls is not None else None
         try:
+            self._check_certificate(client, handle)
             exchange = self._authenticator.begin(
                 tenant,
                 handle,
@@ -243,7 +322,7 @@ class Login:
         attribution = self._meter.attribution(tenant, pool.target, application)
         if client.is_broken:
             raise ConnectionResetError("the client left during its login")
-        process_id, secret = self._relay.cancels.issue(client)
+        process_id, secret = self._relay.cancels.issue(client, packet.spoken_minor)
         client.session = Session(
             handle=tenant.handle,
             key_id=credential.key_id,

@@ -19,7 +19,7 @@ from ogelproxy.circuit import Circuit
 from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import CircuitOpen, OgelError, PoolTimeout, TargetUnreachable
 from ogelproxy.protocol import messages
-from ogelproxy.server import MISLEADING, Address, KeyCache, Server, misleading
+from ogelproxy.server import MISLEADING, Address, Memory, Server, misleading
 from ogelproxy.tenants.model import PoolMode, Target, Tenant
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Pool(PoolCore):
         self.handle = tenant.handle
         self.target = target
         self.address = Address.parse(target.dsn.get_secret_value())
-        self.key_cache = KeyCache()
+        self.memory = Memory()
         self.parameters = session_parameters(tenant)
         self.client_count = 0  # clients logged in to it; changed by Relay
         self.circuit = Circuit()

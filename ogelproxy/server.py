@@ -15,8 +15,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
 from ogelproxy._server import ServerCore
-from ogelproxy.auth.scram import ScramClient, ScramKeys, derive, md5_password
+from ogelproxy.auth.certificate import end_point
+from ogelproxy.auth.scram import (
+    SCRAM_SHA_256_PLUS,
+    ScramClient,
+    ScramKeys,
+    derive,
+    md5_password,
+)
 from ogelproxy.config import Secret
 from ogelproxy.errors import (
     NotSupported,
@@ -24,7 +34,7 @@ from ogelproxy.errors import (
     TargetFull,
     TargetUnreachable,
 )
-from ogelproxy.protocol import messages
+from ogelproxy.protocol import hello, messages
 
 if TYPE_CHECKING:
     from ogelproxy.pool import Pool
@@ -43,6 +53,13 @@ MISLEADING = frozenset(
 )
 SSL_REQUEST = struct.pack(">ii", 8, 80877103)
 
+#: Bytes of a server's cancel key (manual 55.7, BackendKeyData).
+CANCEL_KEY_BYTES = range(4, 257)
+
+#: With these, or without a word, end servers that know no protocol but 3.0: Postgres
+#: before 2018, and poolers.
+VERSION_REFUSED = ("0A000", "08P01")
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -55,15 +72,25 @@ class Address:
     password: Secret = field(repr=False)
     sslmode: str
     sslrootcert: str | None
+    sslcert: str | None
+    sslkey: str | None
+    channel_binding: str
 
     @classmethod
     def parse(cls, dsn: str) -> Address:
-        """Read a `postgresql://` URL (manual 34.1.1.2)."""
+        """Read a `postgresql://` URL (manual 34.1.1.2).
+
+        Raises TargetUnreachable when it is another one or `channel_binding` is
+        neither disable, prefer nor require.
+        """
         url = urlsplit(dsn)
         if url.scheme not in ("postgres", "postgresql"):
             raise TargetUnreachable("connection string is not a postgresql:// URL")
         query = dict(parse_qsl(url.query))
         user = unquote(url.username or query.get("user", "postgres"))
+        channel_binding = query.get("channel_binding", "prefer")
+        if channel_binding not in ("disable", "prefer", "require"):
+            raise TargetUnreachable(f"channel_binding {channel_binding!r} is not known")
         return cls(
             host=query.get("host") or unquote(url.hostname or "127.0.0.1"),
             port=int(query.get("port") or url.port or 5432),
@@ -72,10 +99,16 @@ class Address:
             password=Secret(unquote(url.password or query.get("password", ""))),
             sslmode=query.get("sslmode", "prefer"),
             sslrootcert=query.get("sslrootcert"),
+            sslcert=query.get("sslcert"),
+            sslkey=query.get("sslkey"),
+            channel_binding=channel_binding,
         )
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """The TLS context that `sslmode` asks for (manual 34.19), or None."""
+        """The TLS context that `sslmode` asks for (manual 34.19), or None.
+
+        Raises OSError when a certificate or key can't be read.
+        """
         if self.sslmode in ("disable", "allow") or self.host.startswith("/"):
             return None
         context = ssl.create_default_context(cafile=self.sslrootcert)
@@ -83,6 +116,10 @@ class Address:
             context.check_hostname = False
         if self.sslmode in ("prefer", "require"):
             context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols([hello.POSTGRESQL.decode()])
+        if self.sslcert is not None:
+            # Without a password of our own OpenSSL would ask the terminal for one.
+            context.load_cert_chain(self.sslcert, self.sslkey, password="")
         return context
 
     async def connect(self) -> socket.socket:
@@ -118,10 +155,15 @@ class Address:
         raise failure
 
 
-class KeyCache:
-    """SCRAM keys towards one target, stretched once and off the loop."""
+class Memory:
+    """What is remembered of one target from connection to connection.
+
+    `minor` is the minor version of the protocol to ask for. SCRAM keys are stretched
+    once and off the loop.
+    """
 
     def __init__(self) -> None:
+        self.minor = messages.LATEST_MINOR
         self._known: tuple[bytes, int, ScramKeys] | None = None
 
     async def keys(self, password: str, salt: bytes, iterations: int) -> ScramKeys:
@@ -130,6 +172,10 @@ class KeyCache:
             keys = await asyncio.to_thread(derive, password, salt, iterations)
             known = self._known = (salt, iterations, keys)
         return known[2]
+
+
+class _VersionRefused(Exception):
+    """The server ended the connection over the version that was asked for."""
 
 
 class Server(ServerCore):
@@ -145,6 +191,18 @@ class Server(ServerCore):
         Raises TargetUnreachable; the log text names the address, the client's
         text never does.
         """
+        memory = pool.memory
+        try:
+            return await cls._open(pool, parameters, memory.minor)
+        except _VersionRefused:
+            server = await cls._open(pool, parameters, 0)
+            memory.minor = 0
+            return server
+
+    @classmethod
+    async def _open(
+        cls, pool: Pool, parameters: Mapping[str, str], minor: int
+    ) -> Server:
         address = pool.address
         try:
             sock = await address.connect()
@@ -155,7 +213,7 @@ class Server(ServerCore):
         server = cls(pool.host.reactor, sock.detach(), pool.host, pool)
         server.statuses = {}
         try:
-            await server._log_in(address, parameters, pool.key_cache)
+            await server._log_in(address, parameters, pool.memory, minor)
         except (OSError, ProtocolViolation) as error:
             server.close()
             raise TargetUnreachable(
@@ -167,17 +225,23 @@ class Server(ServerCore):
         return server
 
     async def _log_in(
-        self, address: Address, parameters: Mapping[str, str], cache: KeyCache
+        self,
+        address: Address,
+        parameters: Mapping[str, str],
+        memory: Memory,
+        minor: int,
     ) -> None:
         context = address.tls_context()
         if context is not None:
             await self._ask_for_tls(address, context)
         self.send(
             messages.startup(
-                {"user": address.user, "database": address.database, **parameters}
+                {"user": address.user, "database": address.database, **parameters},
+                minor=minor,
             )
         )
-        await self._authenticate(address, cache)
+        first = await self._first_answer(minor)
+        await self._authenticate(address, memory, first)
         while True:
             kind, body = await self.receive_message()
             if kind == b"Z":
@@ -185,6 +249,8 @@ class Server(ServerCore):
             if kind == b"S":
                 self._note_status(body)
             elif kind == b"K":
+                if len(body) - 4 not in CANCEL_KEY_BYTES:
+                    raise ProtocolViolation("impossible cancel key", by="server")
                 self.process_id = int.from_bytes(body[:4], "big")
                 self.cancel_key = body[4:]
             elif kind == b"E":
@@ -201,17 +267,45 @@ class Server(ServerCore):
         elif address.sslmode != "prefer":
             raise TargetUnreachable(f"{address.host}:{address.port}: no TLS there")
 
-    async def _authenticate(self, address: Address, cache: KeyCache) -> None:
-        password = address.password.get_secret_value()
-        scram: ScramClient | None = None
-        while True:
+    async def _first_answer(self, minor: int) -> tuple[bytes, bytes]:
+        """Wait for what follows the StartupMessage, agreed on a version."""
+        try:
             kind, body = await self.receive_message()
+        except ConnectionResetError:
+            if minor:
+                raise _VersionRefused from None
+            raise
+        if kind == b"E" and minor:
+            if messages.read_fields(body).get("C") in VERSION_REFUSED:
+                raise _VersionRefused
+        elif kind == b"v":
+            # An older version serves as well; options were not asked for. Some say
+            # the minor version alone.
+            version, options = struct.unpack_from(">II", body.ljust(8, b"\xff"))
+            if version & 0xFFFF >= minor or options:
+                raise ProtocolViolation("impossible negotiation", by="server")
+            return await self.receive_message()
+        return kind, body
+
+    async def _authenticate(
+        self, address: Address, memory: Memory, first: tuple[bytes, bytes]
+    ) -> None:
+        password = address.password.get_secret_value()
+        needs_binding = address.channel_binding == "require"
+        scram: ScramClient | None = None
+        is_proven = False  # the server showed that it knows the password too
+        kind, body = first
+        while True:
             if kind == b"E":
                 self._refused(body)
             if kind != b"R" or len(body) < 4:
                 raise ProtocolViolation("expected Authentication", by="server")
             code, data = int.from_bytes(body[:4], "big"), body[4:]
+            if needs_binding and code not in (0, 10, 11, 12):
+                raise TargetUnreachable(f"{address.host}: no channel binding there")
             if code == 0:
+                if not is_proven and (needs_binding or scram is not None):
+                    raise TargetUnreachable(f"{address.host}: login was not proven")
                 return
             if code == 3:
                 if self.tls is None and not is_local(address.host):
@@ -223,21 +317,44 @@ class Server(ServerCore):
                 hashed = md5_password(address.user, password, data)
                 self._answer(hashed if hashed.endswith(b"\0") else hashed + b"\0")
             elif code == 10:
-                if b"SCRAM-SHA-256" not in data.split(b"\0"):
-                    raise TargetUnreachable(f"{address.host}: no common SASL mechanism")
-                scram = ScramClient(address.user, password)
-                first = scram.first()
-                self._answer(b"SCRAM-SHA-256\0" + len(first).to_bytes(4, "big") + first)
+                scram = ScramClient(
+                    address.user,
+                    password,
+                    offered=data.decode("ascii", "replace").split("\0"),
+                    channel_binding=self._channel_binding(address),
+                )
+                if needs_binding and scram.mechanism != SCRAM_SHA_256_PLUS:
+                    raise TargetUnreachable(f"{address.host}: no channel binding there")
+                start = scram.first()
+                self._answer(
+                    scram.mechanism.encode()
+                    + b"\0"
+                    + len(start).to_bytes(4, "big")
+                    + start
+                )
             elif code == 11 and scram is not None:
                 salt, iterations = scram.challenge(data)
-                keys = await cache.keys(password, salt, iterations)
+                keys = await memory.keys(password, salt, iterations)
                 self._answer(scram.final(data, keys))
             elif code == 12 and scram is not None:
                 scram.verify(data)
+                is_proven = True
             else:
                 raise TargetUnreachable(
                     f"{address.host}: authentication method {code} is not known"
                 )
+            kind, body = await self.receive_message()
+
+    def _channel_binding(self, address: Address) -> bytes | None:
+        """The hash of the server's certificate, if SCRAM is to be bound to it."""
+        if self.tls is None or address.channel_binding == "disable":
+            return None
+        encoded = self.tls.getpeercert(binary_form=True)
+        assert encoded is not None  # a TLS server always shows one
+        try:
+            return end_point(x509.load_der_x509_certificate(encoded))
+        except (ValueError, UnsupportedAlgorithm):
+            return None  # a certificate that OpenSSL alone can read
 
     def _answer(self, body: bytes) -> None:
         self.send(messages.message(b"p", body))

@@ -127,6 +127,8 @@ def _toml(value: Any) -> str:
             return str(value).lower()
         case int() | float():
             return str(value)
+        case tuple():
+            return f"[{', '.join(map(_toml, value))}]"
         case _:
             return f'"{value}"'
 
@@ -135,6 +137,8 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         present = [part for part in get_args(annotation) if part is not type(None)]
         return _kind(present[0])
+    if get_origin(annotation) is tuple:
+        return "list of networks"
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     return KINDS[annotation]

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from ogelproxy.errors import OgelError, ProtocolViolation
 
-PROTOCOL_3_0 = 196608
+PROTOCOL_3 = 3 << 16
+#: The newest minor version that is spoken here, to clients and to servers: 3.2,
+#: which has longer cancel keys. There is no 3.1 (manual 55.1.3).
+LATEST_MINOR = 2
 CANCEL_REQUEST = 80877102
 
 READY_IDLE = b"Z\0\0\0\x05I"
@@ -85,22 +88,28 @@ def backend_key_data(process_id: int, secret: bytes) -> bytes:
 
 
 def negotiate_protocol_version(minor: int, options: Sequence[str]) -> bytes:
-    """Say which protocol is spoken here and which options are not known."""
-    names = b"".join(option.encode() + b"\0" for option in options)
-    return message(b"v", struct.pack(">ii", minor, len(options)) + names)
+    """Say which protocol is spoken here and which options are not known.
+
+    The manual calls the number a minor version; Postgres 18 sends, and libpq
+    wants, the major one in its upper half (src/backend/tcop/backend_startup.c).
+    """
+    names = b"".join(
+        option.encode("utf-8", "surrogateescape") + b"\0" for option in options
+    )
+    return message(b"v", struct.pack(">ii", PROTOCOL_3 + minor, len(options)) + names)
 
 
 def query(sql: str) -> bytes:
     return message(b"Q", sql.encode("utf-8", "surrogateescape") + b"\0")
 
 
-def startup(parameters: Mapping[str, str]) -> bytes:
-    """Build a StartupMessage of protocol 3.0."""
+def startup(parameters: Mapping[str, str], *, minor: int = 0) -> bytes:
+    """Build a StartupMessage of protocol 3.`minor`."""
     body = b"".join(
         f"{name}\0{value}\0".encode("utf-8", "surrogateescape")
         for name, value in parameters.items()
     )
-    return struct.pack(">ii", len(body) + 9, PROTOCOL_3_0) + body + b"\0"
+    return struct.pack(">ii", len(body) + 9, PROTOCOL_3 + minor) + body + b"\0"
 
 
 def cancel_request(process_id: int, secret: bytes) -> bytes:

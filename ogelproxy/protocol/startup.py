@@ -10,8 +10,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ogelproxy.errors import ProtocolViolation
-from ogelproxy.protocol.messages import CANCEL_REQUEST
+from ogelproxy.errors import NotSupported, ProtocolViolation
+from ogelproxy.protocol.messages import CANCEL_REQUEST, LATEST_MINOR
 
 MAX_STARTUP_BYTES = 10_000
 MAX_CANCEL_BYTES = 12 + 256  # 55.2.1: keys are 4 to 256 bytes long
@@ -39,8 +39,10 @@ class CancelRequest:
 class Startup:
     """A StartupMessage.
 
+    `minor` is the version asked for, which may be newer than any there is;
     `settings` holds the session settings asked for, by parameter and by
-    `options`, names in lower case; `unknown_options` the `_pq_.` names.
+    `options`, names in lower case; `unknown_options` the `_pq_.` names, as often
+    and in the order in which they came.
     """
 
     minor: int
@@ -49,6 +51,16 @@ class Startup:
     settings: Mapping[str, str]
     unknown_options: tuple[str, ...]
     replication: str
+
+    @property
+    def spoken_minor(self) -> int:
+        """The minor version that is spoken with this client."""
+        return min(self.minor, LATEST_MINOR)
+
+    @property
+    def needs_negotiation(self) -> bool:
+        """Whether the client has to be told what is not known here."""
+        return self.minor > LATEST_MINOR or bool(self.unknown_options)
 
 
 def packet_size(head: bytes) -> int:
@@ -60,7 +72,7 @@ def packet_size(head: bytes) -> int:
 
 
 def parse(packet: bytes) -> EncryptionRequest | CancelRequest | Startup:
-    """Read a whole first packet. Raises ProtocolViolation for all else."""
+    """Read a whole first packet. Raises ProtocolViolation, NotSupported."""
     version = struct.unpack_from(">I", packet, 4)[0]
     if version in (SSL_REQUEST, GSSENC_REQUEST):
         if len(packet) != 8:
@@ -72,8 +84,9 @@ def parse(packet: bytes) -> EncryptionRequest | CancelRequest | Startup:
         return CancelRequest(struct.unpack_from(">I", packet, 8)[0], packet[12:])
     major, minor = version >> 16, version & 0xFFFF
     if major != 3:
-        raise ProtocolViolation(
-            f"unsupported protocol {major}.{minor}: the proxy speaks 3.0"
+        raise NotSupported(
+            f"frontend protocol {major}.{minor}",
+            hint=f"the proxy speaks 3.0 to 3.{LATEST_MINOR}",
         )
     return _parse_parameters(packet[8:], minor)
 
@@ -99,7 +112,7 @@ def _parse_parameters(body: bytes, minor: int) -> Startup:
         user=user,
         database=given.get("database") or user,
         settings=settings,
-        unknown_options=tuple(name for name in given if name.startswith("_pq_.")),
+        unknown_options=tuple(name for name in words[::2] if name.startswith("_pq_.")),
         replication=given.get("replication", ""),
     )
 
