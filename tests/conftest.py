@@ -15,6 +15,8 @@ pytest_plugins = [
     "tests.fixtures.postgres",
     "tests.fixtures.certificates",
     "tests.fixtures.engine",
+    "tests.fixtures.secured",
+    "tests.fixtures.servers",
 ]
 
 

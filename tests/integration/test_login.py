@@ -5,40 +5,21 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import shutil
-import signal
-import socket
-import ssl
-import struct
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jwt
-import psutil
 import psycopg
 import pytest
-from cryptography import x509
 
 from ogelproxy.auth.scram import ScramClient
 from ogelproxy.protocol import messages
-from tests.fixtures.certificates import Authority, Issued
+from tests.fixtures.certificates import Authority
 from tests.fixtures.engine import ACTOR, Organization, Proxy, create_key
 from tests.fixtures.faults import RawClient, eventually
-from tests.fixtures.postgres import Postgres
+from tests.fixtures.secured import JWT_SECRET, REJECTED, connects, token
 from tests.fixtures.wire import Wire
 
-JWT_SECRET = "a secret of more than thirty-two bytes"
-AUDIENCE = "authenticated"
-SSL_REQUEST = struct.pack(">ii", 8, 80877103)
-REJECTED = {
-    "S": "FATAL",
-    "V": "FATAL",
-    "C": "28P01",
-    "M": "password authentication failed",
-}
 #: A well-formed key that nobody has.
 WRONG_KEY = "ogk_" + "x" * 32
 
@@ -47,56 +28,6 @@ WRONG_KEY = "ogk_" + "x" * 32
 def member(proxy: Proxy) -> Organization:
     """An organisation of the test's own."""
     return proxy.create_organization()
-
-
-@pytest.fixture(scope="module")
-def secured(
-    postgres: Postgres,
-    authority: Authority,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Proxy]:
-    """A proxy with TLS and tokens that listens on all of the machine's addresses."""
-    issued = authority.issue()
-    proxy = Proxy(
-        postgres,
-        tmp_path_factory.mktemp("secured"),
-        {
-            "JWT_SECRET": JWT_SECRET,
-            "OGELPROXY_AUTH_JWT_AUDIENCE": AUDIENCE,
-            "OGELPROXY_LISTEN_HOST": "0.0.0.0",
-            "OGELPROXY_TLS_CERT": str(issued.cert),
-            "OGELPROXY_TLS_KEY": str(issued.key),
-        },
-    )
-    proxy.start()
-    try:
-        yield proxy
-    finally:
-        proxy.stop()
-
-
-@pytest.fixture(scope="module")
-def secured_member(secured: Proxy) -> Organization:
-    return secured.create_organization()
-
-
-@pytest.fixture(scope="module")
-def outside() -> Iterator[str]:
-    """An address of this machine that isn't loopback."""
-    for addresses in psutil.net_if_addrs().values():
-        for address in addresses:
-            is_v4 = address.family is socket.AF_INET
-            if is_v4 and not address.address.startswith("127."):
-                yield address.address
-                return
-    added = "198.51.100.7"  # for documentation (RFC 5737): nobody's
-    change = ["ip", "address", "add", f"{added}/32", "dev", "lo"]
-    if shutil.which("ip") is None or subprocess.run(change, check=False).returncode:
-        pytest.skip("this machine has loopback addresses only, and takes no other")
-    try:
-        yield added
-    finally:
-        subprocess.run([*change[:2], "del", *change[3:]], check=True)
 
 
 # Keys.
@@ -122,14 +53,6 @@ def test_every_live_key_of_an_organization_gets_in(member: Organization) -> None
     eventually(lambda: not connects(member.dsn(key=second)))
     assert member.proxy.refusal(member.handle, second) == REJECTED
     assert connects(member.dsn())
-
-
-def connects(dsn: str) -> bool:
-    try:
-        psycopg.connect(dsn).close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 def test_wrong_key_is_rejected(member: Organization) -> None:
@@ -343,303 +266,6 @@ def test_unknown_organization_is_throttled_as_a_known_one(
         assert member.proxy.refusal(handle, WRONG_KEY) == REJECTED
     unknown = member.proxy.refusal(handle, WRONG_KEY)
     assert known | {"H": ""} == unknown | {"H": ""}
-
-
-# Tokens.
-
-
-def token(handle: str, *, secret: str = JWT_SECRET, **claims: Any) -> str:
-    now = int(time.time())
-    claims = {
-        "org_id": handle,
-        "aud": AUDIENCE,
-        "iat": now,
-        "exp": now + 600,
-    } | claims
-    given = {name: value for name, value in claims.items() if value is not None}
-    return jwt.encode(given, secret, algorithm="HS256")
-
-
-def unsigned(handle: str) -> str:
-    claims = {"org_id": handle, "aud": AUDIENCE, "exp": int(time.time()) + 600}
-    return jwt.encode(claims, "", algorithm="none")
-
-
-def test_token_gets_in_by_the_user_name(secured_member: Organization) -> None:
-    handle = secured_member.handle
-    dsn = secured_member.proxy.dsn(f"{handle}.jwt", token(handle), "app")
-    with psycopg.connect(dsn) as connection:
-        assert connection.execute("SELECT 42").fetchone() == (42,)
-
-
-def test_token_gets_in_by_a_startup_option(secured_member: Organization) -> None:
-    handle = secured_member.handle
-    dsn = secured_member.proxy.dsn(handle, token(handle), "app")
-    with psycopg.connect(dsn, options="-c ogel.auth=jwt") as connection:
-        assert connection.execute("SELECT 42").fetchone() == (42,)
-
-
-def test_token_may_name_its_organization_in_app_metadata(
-    secured_member: Organization,
-) -> None:
-    handle = secured_member.handle
-    issued = token(handle, org_id=None, app_metadata={"org_id": handle})
-    assert connects(secured_member.proxy.dsn(f"{handle}.jwt", issued, "app"))
-
-
-@pytest.mark.parametrize(
-    "claims",
-    [
-        {"exp": 1},
-        {"exp": None},
-        {"nbf": 4102444800},
-        {"aud": "somebody else"},
-        {"aud": None},
-        {"org_id": "org_another"},
-        {"org_id": None},
-        {"org_id": None, "user_metadata": {"org_id": "org_any"}},
-        {"app_metadata": {"org_id": "org_another"}},
-        {"secret": "another secret of more than 32 bytes"},
-    ],
-    ids=lambda claims: " ".join(f"{name}={claims[name]}" for name in claims),
-)
-def test_token_that_is_not_for_now_and_here_is_rejected(
-    secured_member: Organization, claims: dict[str, Any]
-) -> None:
-    handle = secured_member.handle
-    # Each from a network of its own, so that no failure budget runs out.
-    refused = log_in_by_token(secured_member, token(handle, **claims))
-    assert refused == REJECTED
-
-
-@pytest.mark.parametrize("kind", ["unsigned", "changed", "key", "garbage", "brackets"])
-def test_token_that_is_forged_is_rejected(
-    secured_member: Organization, kind: str
-) -> None:
-    handle = secured_member.handle
-    head, body, signature = token(handle).split(".")
-    forged = {
-        "unsigned": unsigned(handle),
-        "changed": f"{head}.{token('org_another').split('.')[1]}.{signature}",
-        "key": secured_member.key,
-        "garbage": "a.b.c",
-        "brackets": f"{head}.{base64.b64encode(b'[' * 5000).decode()}.{signature}",
-    }[kind]
-    assert body not in forged
-    assert log_in_by_token(secured_member, forged) == REJECTED
-
-
-def test_token_of_an_unknown_organization_is_rejected(secured: Proxy) -> None:
-    handle = f"org_none_{os.urandom(4).hex()}"
-    with RawClient(secured) as client:
-        client.start(f"{handle}.jwt", "app")
-        assert client.receive() == (b"R", b"\0\0\0\3")
-        client.send(messages.message(b"p", token(handle).encode() + b"\0"))
-        assert client.refusal() == REJECTED
-
-
-def log_in_by_token(organization: Organization, password: str) -> dict[str, str]:
-    """Return the refusal of a token, sent from a network of its own."""
-    source = f"127.{os.urandom(1)[0]}.{os.urandom(1)[0]}.1"
-    with RawClient(organization.proxy, source=source) as client:
-        client.start(f"{organization.handle}.jwt", "app")
-        assert client.receive() == (b"R", b"\0\0\0\3")
-        client.send(messages.message(b"p", password.encode() + b"\0"))
-        return client.refusal()
-
-
-def test_proxy_without_a_secret_accepts_no_token(organization: Organization) -> None:
-    assert log_in_by_token(organization, token(organization.handle)) == REJECTED
-    assert log_in_by_token(organization, unsigned(organization.handle)) == REJECTED
-
-
-@pytest.mark.parametrize("is_suffixed", [True, False], ids=["suffix", "option"])
-def test_token_from_afar_is_not_even_asked_for_without_tls(
-    secured_member: Organization, outside: str, is_suffixed: bool
-) -> None:
-    user = secured_member.handle + ".jwt" * is_suffixed
-    options = "" if is_suffixed else "-c ogel.auth=jwt"
-    with RawClient(secured_member.proxy, outside) as client:
-        client.send(
-            messages.startup({"user": user, "database": "app", "options": options})
-        )
-        (kind, body), *rest = client.to_end()
-    assert kind == b"E"
-    assert not rest
-    assert messages.read_fields(body) == {
-        "S": "FATAL",
-        "V": "FATAL",
-        "C": "28000",
-        "M": "token login needs TLS: connect with sslmode=require",
-    }
-
-
-def test_token_needs_no_tls_from_any_loopback_address(
-    secured_member: Organization,
-) -> None:
-    handle = secured_member.handle
-    with RawClient(secured_member.proxy, source="127.1.2.3") as client:
-        client.start(f"{handle}.jwt", "app")
-        assert client.receive() == (b"R", b"\0\0\0\3")
-        client.send(messages.message(b"p", token(handle).encode() + b"\0"))
-        assert client.until(b"Z")[-1][1] == b"I"
-
-
-def test_token_from_afar_gets_in_over_tls(
-    secured_member: Organization, outside: str
-) -> None:
-    handle = secured_member.handle
-    with psycopg.connect(
-        secured_member.proxy.dsn(f"{handle}.jwt", token(handle), "app"),
-        hostaddr=outside,
-        sslmode="require",
-    ) as connection:
-        assert connection.execute("SELECT 42").fetchone() == (42,)
-
-
-def test_key_from_afar_needs_no_tls(secured_member: Organization, outside: str) -> None:
-    with psycopg.connect(
-        secured_member.dsn(), hostaddr=outside, sslmode="disable"
-    ) as connection:
-        assert connection.execute("SELECT 42").fetchone() == (42,)
-
-
-# TLS.
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"sslmode": "require"},
-        {"sslmode": "verify-full"},
-        {"sslmode": "verify-full", "host": "localhost"},
-        {"sslmode": "require", "channel_binding": "require"},
-        {"sslmode": "require", "channel_binding": "disable"},
-        {"sslmode": "require", "ssl_min_protocol_version": "TLSv1.3"},
-        {"sslmode": "require", "ssl_max_protocol_version": "TLSv1.2"},
-        {"sslmode": "disable"},
-    ],
-    ids=lambda options: " ".join(f"{name}={options[name]}" for name in options),
-)
-def test_tls_works_in_every_mode(
-    secured_member: Organization, authority: Authority, options: dict[str, str]
-) -> None:
-    if options["sslmode"] == "verify-full":
-        options = options | {"sslrootcert": str(authority.cert)}
-    with psycopg.connect(secured_member.dsn("transaction"), **options) as connection:  # type: ignore[arg-type]
-        assert connection.execute("SELECT 42").fetchone() == (42,)
-        big = connection.execute("SELECT repeat('x', 3000000)").fetchone()
-        assert big == ("x" * 3_000_000,)
-        assert connection.pgconn.ssl_in_use == (options["sslmode"] != "disable")
-
-
-def test_channel_binding_is_offered_over_tls_only(secured_member: Organization) -> None:
-    offers = []
-    for has_tls in (False, True):
-        with RawClient(secured_member.proxy) as client:
-            if has_tls:
-                client.send(SSL_REQUEST)
-                assert client.socket.recv(1) == b"S"
-                client.socket = trusting().wrap_socket(client.socket)
-            client.start(secured_member.handle, "app")
-            offers.append(client.receive()[1][4:].split(b"\0")[:-2])
-    assert offers == [[b"SCRAM-SHA-256"], [b"SCRAM-SHA-256-PLUS", b"SCRAM-SHA-256"]]
-
-
-def test_channel_binding_to_another_certificate_is_rejected(
-    secured_member: Organization,
-) -> None:
-    plus = "SCRAM-SHA-256-PLUS"
-    with RawClient(secured_member.proxy) as client:
-        client.send(SSL_REQUEST)
-        assert client.socket.recv(1) == b"S"
-        client.socket = trusting().wrap_socket(client.socket)
-        client.start(secured_member.handle, "app")
-        client.receive()
-        scram = ScramClient(
-            "", secured_member.key, offered=[plus], channel_binding=b"m" * 32
-        )
-        first = scram.first()
-        size = len(first).to_bytes(4, "big")
-        client.send(messages.message(b"p", plus.encode() + b"\0" + size + first))
-        _, challenge = client.receive()
-        client.send(messages.message(b"p", scram.final(challenge[4:])))
-        refused = client.refusal()
-    assert refused["S"] == "FATAL"
-    assert refused["C"] in ("28P01", "08P01")
-
-
-def trusting() -> ssl.SSLContext:
-    """A TLS context that believes any certificate."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def test_bytes_in_clear_behind_an_encryption_request_are_refused(
-    secured_member: Organization, proxy: Proxy
-) -> None:
-    startup = messages.startup({"user": secured_member.handle, "database": "app"})
-    for target in (secured_member.proxy, proxy):
-        with RawClient(target) as client:
-            client.send(SSL_REQUEST + startup)
-            refused = client.refusal()
-        assert (refused["S"], refused["C"]) == ("FATAL", "08P01")
-
-
-def test_proxy_without_a_certificate_says_that_it_has_none(
-    organization: Organization,
-) -> None:
-    assert connects(organization.dsn() + "?sslmode=prefer")
-    assert not connects(organization.dsn() + "?sslmode=require")
-
-
-def install(issued: Issued, directory: Path) -> None:
-    shutil.copy(issued.cert, directory / "server.pem")
-    shutil.copy(issued.key, directory / "server.key")
-
-
-def served_serial(proxy: Proxy) -> int:
-    """The serial number of the certificate that the proxy shows."""
-    with socket.create_connection(("127.0.0.1", proxy.port), 10) as sock:
-        sock.sendall(SSL_REQUEST)
-        assert sock.recv(1) == b"S"
-        with trusting().wrap_socket(sock) as wrapped:
-            encoded = wrapped.getpeercert(binary_form=True)
-    assert encoded is not None
-    return x509.load_der_x509_certificate(encoded).serial_number
-
-
-def serial(issued: Issued) -> int:
-    return x509.load_pem_x509_certificate(issued.cert.read_bytes()).serial_number
-
-
-def test_hangup_signal_brings_a_new_certificate_and_keeps_connections(
-    own_proxy: Proxy, authority: Authority, tmp_path: Path
-) -> None:
-    old, new = authority.issue(), authority.issue()
-    install(old, tmp_path)
-    own_proxy.settings |= {
-        "OGELPROXY_TLS_CERT": str(tmp_path / "server.pem"),
-        "OGELPROXY_TLS_KEY": str(tmp_path / "server.key"),
-    }
-    own_proxy.start()
-    member = own_proxy.create_organization()
-    assert own_proxy.process is not None
-    with member.connect(sslmode="require") as connection:
-        assert served_serial(own_proxy) == serial(old)
-        install(new, tmp_path)
-        own_proxy.process.send_signal(signal.SIGHUP)
-        eventually(lambda: served_serial(own_proxy) == serial(new))
-        assert connection.execute("SELECT 42").fetchone() == (42,)
-        with member.connect(sslmode="require", channel_binding="require"):
-            pass
-        # A broken one is not taken: the proxy goes on with what it has.
-        (tmp_path / "server.pem").write_text("no certificate")
-        own_proxy.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "not reloaded" in own_proxy.log.read_text())
-        assert served_serial(own_proxy) == serial(new)
 
 
 # Start-up settings.
