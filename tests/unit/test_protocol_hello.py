@@ -14,7 +14,7 @@ from ogelproxy.protocol.hello import MAX_HELLO_BYTES, protocols
 
 def client_hello(*names: str, **limits: object) -> bytes:
     """The ClientHello that OpenSSL sends, one record."""
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for name, value in limits.items():
         setattr(context, name, value)
     if names:
@@ -71,9 +71,12 @@ def test_what_can_not_be_a_hello_is_a_violation(data: bytes) -> None:
         protocols(data)
 
 
+HELLO = client_hello("postgresql")
+
+
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_any_bytes_are_read_or_refused(noise: bytes, at: int) -> None:
-    hello = bytearray(client_hello("postgresql"))
+    hello = bytearray(HELLO)
     hello[at : at + len(noise)] = noise
     for data in (bytes(hello), b"\x16" + noise):
         try:
