@@ -124,6 +124,30 @@ def test_half_a_copy_leaves_no_row(
 
 
 @each_mode
+@each_way
+def test_a_copy_that_nobody_reads_any_more_is_cancelled(
+    proxy: Proxy,
+    organization: Organization,
+    direct: psycopg.Connection,
+    mode: str,
+    leave: Callable[[RawClient], None],
+) -> None:
+    is_running = running(direct, "unread")
+    with direct, unharmed(proxy, organization):
+        client = RawClient.logged_in(organization, mode)
+        client.send(
+            messages.query(
+                "COPY (SELECT repeat('x', 1000) AS unread "
+                "FROM generate_series(1, 1e7)) TO STDOUT"
+            )
+        )
+        assert kinds([client.receive() for _ in range(3)]) == "Hdd"
+        assert is_running()
+        leave(client)
+        eventually(lambda: not is_running(), timeout=5)
+
+
+@each_mode
 def test_half_a_query_never_runs(
     proxy: Proxy, organization: Organization, direct: psycopg.Connection, mode: str
 ) -> None:
@@ -198,6 +222,57 @@ def test_a_client_that_dies_in_the_queue_takes_no_server(own_proxy: Proxy) -> No
         waiter.close()
     eventually(lambda: status(organization)["clients"] == 0)
     assert status(organization)["servers"] == 1
+
+
+@each_way
+def test_a_client_that_dies_while_it_is_throttled_leaves_nothing(
+    proxy: Proxy, leave: Callable[[RawClient], None]
+) -> None:
+    throttled = proxy.create_organization(tier="free", max_wait=60.0)
+    organization = proxy.create_organization(limiter=LimiterMode.OFF)
+    with unharmed(proxy, organization):
+        client = RawClient.logged_in(throttled, "transaction")
+        # A second's worth of queries, and one more than that.
+        client.send(messages.query("SELECT 1") * 11)
+        for _ in range(10):
+            assert kinds(client.until(b"Z")) == "TDCZ"
+        client.send(messages.query("CREATE TABLE throttled ()") * 200)
+        leave(client)
+        eventually(lambda: status(throttled)["clients"] == 0)
+        assert status(throttled)["waiting"] == 0
+        with throttled.connect("session") as after:
+            assert after.execute("SELECT 1").fetchone() == (1,)
+
+
+@each_way
+def test_a_client_that_dies_while_its_settings_are_proven_takes_no_server(
+    own_proxy: Proxy, leave: Callable[[RawClient], None]
+) -> None:
+    own_proxy.settings["OGELPROXY_POOL_MAX_SERVERS"] = "1"
+    own_proxy.start()
+    organization = own_proxy.create_organization(tier="free", limiter=LimiterMode.OFF)
+    with RawClient.logged_in(organization, "transaction") as holder:
+        holder.query("BEGIN")
+        # As many as the tier lets in beside it: what they leave is seen below.
+        dying = [RawClient(own_proxy) for _ in range(4)]
+        for number, client in enumerate(dying):
+            packet = {
+                "user": organization.handle,
+                "database": "transaction",
+                "work_mem": f"{100 + number}kB",
+            }
+            client.send(messages.startup(packet))
+            client.authenticate(organization.key)
+            leave(client)
+        holder.query("COMMIT")
+        eventually(lambda: status(organization)["idle"] == 1)
+        with organization.connect("transaction") as after:
+            assert after.execute("SHOW work_mem").fetchone() != ("100kB",)
+    eventually(lambda: status(organization)["clients"] == 0)
+    assert status(organization)["servers"] == 1
+    others = [organization.connect("transaction") for _ in range(5)]
+    for each in others:
+        each.close()
 
 
 def test_a_client_that_never_reads_blocks_nobody(

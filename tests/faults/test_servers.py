@@ -94,7 +94,7 @@ def port(listening: socket.socket) -> int:
 
 @pytest.fixture(scope="module")
 def places(brisk: Proxy) -> Iterator[Places]:
-    places = Places(brisk, len(TALKS) + len(ANSWERS))
+    places = Places(brisk, len(TALKS) + len(ANSWERS) + 2)
     yield places
     places.close()
 
@@ -183,6 +183,42 @@ def test_a_server_that_ends_in_a_transaction_ends_the_client(
         assert (fields["S"], fields["C"]) == ("FATAL", "57P01")
     with tenant.connect(mode) as after:
         assert after.execute("SELECT 1").fetchone() == (1,)
+
+
+@each_mode
+@pytest.mark.parametrize(
+    ("copy", "begun"),
+    [
+        ("COPY copied FROM STDIN", b"G"),
+        (
+            "COPY (SELECT repeat('x', 999) FROM generate_series(1, 1e7)) TO STDOUT",
+            b"d",
+        ),
+    ],
+    ids=["in", "out"],
+)
+def test_a_server_that_ends_in_a_copy_ends_its_client_only(
+    tenant: Organization, mode: str, copy: str, begun: bytes
+) -> None:
+    with tenant.connect(mode) as beside:
+        beside.execute("CREATE TABLE copied (t text)")
+    with RawClient.logged_in(tenant, mode) as client:
+        client.send(messages.query(copy))
+        client.until(begun)
+        if begun == b"G":
+            client.send(messages.message(b"d", b"1\n"))
+        assert terminate(tenant) >= 1
+        if begun == b"G":
+            # Postgres looks for its end when it has read what there is to copy.
+            client.send(messages.message(b"d", b"2\n"))
+        told = client.to_end()
+    errors = [messages.read_fields(body) for kind, body in told if kind == b"E"]
+    # What was cut inside of a row leaves no place for an error.
+    assert [fields["C"] for fields in errors] in (["57P01"], ["08006"], [])
+    assert errors or begun == b"d"
+    eventually(lambda: status(tenant)["clients"] == 0)
+    with tenant.connect(mode) as after:
+        assert after.execute("SELECT count(*) FROM copied").fetchone() == (0,)
 
 
 def test_a_restart_of_the_target_is_survived(
@@ -493,6 +529,51 @@ def test_a_server_that_answers_nonsense_ends_its_client_only(
         assert beside.execute("SELECT 1").fetchone() == (1,)
     written = brisk.log.read_bytes()[before:].decode()
     assert "Traceback" not in written, written
+
+
+def resetting(connected: socket.socket) -> None:
+    """Log a client in, then answer as a machine does that lost its memory."""
+    connected.recv(65536)
+    connected.sendall(LOGIN)
+    connected.recv(65536)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@each_mode
+def test_a_server_whose_machine_forgot_it_ends_its_client_only(
+    brisk: Proxy, places: Places, mode: str
+) -> None:
+    name, listening = places.take(mode)
+    with FakeServer(resetting, listening):
+        with RawClient.logged_in(places.tenant, name) as client:
+            client.send(messages.query("SELECT 1"))
+            fields = client.refusal()
+        assert (fields["S"], fields["C"]) == ("FATAL", "08006")
+    with places.tenant.connect(mode) as beside:
+        assert beside.execute("SELECT 1").fetchone() == (1,)
+
+
+def unending(connected: socket.socket) -> None:
+    """Answer a query in full, but for ReadyForQuery."""
+    connected.recv(65536)
+    connected.sendall(LOGIN)
+    while connected.recv(65536):
+        connected.sendall(messages.message(b"C", b"SELECT 1\0"))
+
+
+@each_mode
+def test_a_server_that_never_ends_its_answer_goes_with_its_client(
+    brisk: Proxy, places: Places, mode: str
+) -> None:
+    name, listening = places.take(mode)
+    before = status(places.tenant)
+    with FakeServer(unending, listening):
+        with RawClient.logged_in(places.tenant, name) as client:
+            client.send(messages.query("SELECT 1"))
+            assert client.receive() == (b"C", b"SELECT 1\0")
+        # A cancel request is answered by nobody, and given up after a while.
+        eventually(lambda: status(places.tenant)["clients"] <= before["clients"])
+        eventually(lambda: status(places.tenant)["servers"] <= before["servers"])
 
 
 def test_metrics_name_no_target_that_failed(brisk: Proxy) -> None:
