@@ -47,6 +47,13 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("pg: hears notifications from elsewhere", "transaction", _LISTEN),
     ("pg: hears its own notifications", "transaction", _LISTEN),
     ("pg: hears nothing after UNLISTEN", "transaction", _LISTEN),
+    (
+        "postgres.js: keeps the settings of ten connections apart",
+        "transaction",
+        _SETTING,
+    ),
+    ("postgres.js: keeps what a reserved connection set", "transaction", _TEMPORARY),
+    ("postgres.js: hears notifications", "transaction", _LISTEN),
 )
 
 

@@ -123,15 +123,15 @@ class Program:
         }
 
 
-def cases_of(driver: str, *sources: Path) -> list[Case]:
-    """List the cases of a program's sources: each line that starts with `test("…"`.
+def cases_of(driver: str, sources: Path) -> list[Case]:
+    """List the cases in a directory of sources: each line that starts with `test("…"`.
 
     Tests are named before a toolchain is looked for.
     """
     pattern = re.compile(r'^\s*test\(\s*"([^"]+)"', re.MULTILINE)
     return [
         Case(driver, name)
-        for source in sources
+        for source in sorted(path for path in sources.iterdir() if path.is_file())
         for name in pattern.findall(source.read_text())
     ]
 

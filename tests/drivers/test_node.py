@@ -21,7 +21,10 @@ pytestmark = pytest.mark.timeout(TEST_TIMEOUT)
 
 HERE = Path(__file__).parent / "node"
 CASES = [
-    *cases_of("pg", *sorted((HERE / "pg").glob("*.mjs"))),
+    *cases_of("pg", HERE / "pg"),
+    *cases_of("postgres.js", HERE / "postgresjs"),
+    *cases_of("drizzle over pg", HERE / "drizzle"),
+    *cases_of("drizzle over postgres.js", HERE / "drizzle"),
 ]
 
 
@@ -38,6 +41,11 @@ def programs() -> dict[str, Program]:
         stamp.write_text(digest)
     return {
         "pg": Program([node, "pg/main.mjs"], HERE),
+        "postgres.js": Program([node, "postgresjs/main.mjs"], HERE),
+        "drizzle over pg": Program([node, "drizzle/main.mjs", "pg"], HERE),
+        "drizzle over postgres.js": Program(
+            [node, "drizzle/main.mjs", "postgres"], HERE
+        ),
     }
 
 

@@ -389,6 +389,14 @@ test("is stopped by statement_timeout", () =>
     { statement_timeout: 100 },
   ));
 
+test("is told when its server is ended", async () => {
+  const client = new pg.Client({ connectionString: url });
+  await client.connect();
+  const lost = once(client, "error").then(([error]) => error.message);
+  const ended = failed(client.query("SELECT pg_terminate_backend(pg_backend_pid())"));
+  return [(await ended).code, await lost, await code(client.query("SELECT 1"))];
+});
+
 test("sends and reads 10 MB of text", () =>
   connected(async (client) => {
     const sent = "aé漢🐘".repeat(1_000_000);
