@@ -54,6 +54,13 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ),
     ("postgres.js: keeps what a reserved connection set", "transaction", _TEMPORARY),
     ("postgres.js: hears notifications", "transaction", _LISTEN),
+    ("pgx: cursor with hold", "transaction", _TEMPORARY),
+    ("pgx: temporary table", "transaction", _TEMPORARY),
+    ("pgx: settings last", "transaction", _SETTING),
+    ("pgx: listen", "transaction", _LISTEN),
+    ("pq: temporary table", "transaction", _TEMPORARY),
+    ("pq: settings last", "transaction", _SETTING),
+    ("pq: listener", "transaction", _LISTEN),
 )
 
 

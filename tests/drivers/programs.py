@@ -124,14 +124,16 @@ class Program:
 
 
 def cases_of(driver: str, sources: Path) -> list[Case]:
-    """List the cases in a directory of sources: each line that starts with `test("…"`.
+    """List the cases in a file or a directory: each line that starts with `test("…"`.
 
     Tests are named before a toolchain is looked for.
     """
+    files = [sources] if sources.is_file() else sorted(sources.iterdir())
     pattern = re.compile(r'^\s*test\(\s*"([^"]+)"', re.MULTILINE)
     return [
         Case(driver, name)
-        for source in sorted(path for path in sources.iterdir() if path.is_file())
+        for source in files
+        if source.is_file()
         for name in pattern.findall(source.read_text())
     ]
 
