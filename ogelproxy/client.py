@@ -32,6 +32,7 @@ class Session:
     address: str
     attribution: Attribution
     connected_at: datetime
+    is_replication: bool
     process_id: int  # the cancel key that we gave it
     secret: bytes = field(repr=False)
 

@@ -25,6 +25,7 @@ from ogelproxy.errors import (
     CredentialRejected,
     DatabaseUnknown,
     Draining,
+    FeatureNotIncluded,
     OgelError,
     TenantSuspended,
 )
@@ -36,7 +37,7 @@ from ogelproxy.metrics import CounterSample, GaugeSample, LatencySample, Metrics
 from ogelproxy.relay import Relay
 from ogelproxy.router import Router
 from ogelproxy.tenants.directory import Directory, TenantDirectory
-from ogelproxy.tenants.model import Tenant
+from ogelproxy.tenants.model import REPLICATION, Tenant
 from ogelproxy.tenants.store import Store
 from ogelproxy.tenants.vault import Vault
 from ogelproxy.usage import Meter
@@ -356,4 +357,6 @@ def _why_not(session: Any, old: Tenant, new: Tenant | None) -> OgelError | None:
     if target != old.databases.get(session.database):
         # Its pool goes to where the database was: it has to come again.
         return Draining()
+    if session.is_replication and REPLICATION not in new.tier.features:
+        return FeatureNotIncluded(REPLICATION, new.tier.name)
     return None

@@ -13,7 +13,7 @@ known here.
     ├── PoolTimeout          ServerLost
     ├── TargetUnreachable    (CircuitOpen, TargetFull)
     ├── IdleTimeout          QueryTimeout        Draining
-    ├── ProtocolViolation    NotSupported
+    ├── ProtocolViolation    NotSupported        FeatureNotIncluded
     ├── ControlUnavailable   OperationRefused    SecretUnreadable
     └── ConfigInvalid        EmbeddedFailed      SpoolUnusable       InternalError
 """
@@ -21,7 +21,11 @@ known here.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class OgelError(Exception):
@@ -175,12 +179,21 @@ class PoolTimeout(OgelError):
 
 
 class TargetUnreachable(OgelError):
-    """The database behind the proxy can't be reached or refused our login."""
+    """The database behind the proxy can't be reached or refused our login.
+
+    `said` holds the fields of the error that it refused with, if it did.
+    """
 
     code = "target_unreachable"
     sqlstate = "08006"
     kind = "backend"
     client_text = "the database can't be reached"
+
+    def __init__(
+        self, log_text: str = "", *, hint: str = "", said: Mapping[str, str] = NOTHING
+    ) -> None:
+        self.said = said
+        super().__init__(log_text, hint=hint)
 
 
 class CircuitOpen(TargetUnreachable):
@@ -273,6 +286,18 @@ class NotSupported(OgelError):
     def __init__(self, what: str, *, hint: str = "") -> None:
         self.client_text = f"{what} is not supported"
         super().__init__(hint=hint)
+
+
+class FeatureNotIncluded(OgelError):
+    """The organisation's tier doesn't have what was asked for."""
+
+    code = "feature_not_included"
+    sqlstate = "42501"
+    kind = "tenant"
+
+    def __init__(self, feature: str, tier: str) -> None:
+        self.client_text = f"{feature} is not included in tier {tier}"
+        super().__init__(hint="upgrade to a tier that has it")
 
 
 class ControlUnavailable(OgelError):

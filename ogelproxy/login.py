@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from ogelproxy import replication
+from ogelproxy._pool import Settings
 from ogelproxy._traffic import Traffic
 from ogelproxy.auth import Authenticator
 from ogelproxy.auth.certificate import organizations
@@ -26,13 +28,13 @@ from ogelproxy.errors import (
     DatabaseUnknown,
     InternalError,
     LoginTimeout,
-    NotSupported,
     OgelError,
     ProtocolViolation,
     TenantSuspended,
     TLSRequired,
 )
 from ogelproxy.protocol import forwarding, hello, messages, startup
+from ogelproxy.replication import ReplicationPool
 from ogelproxy.tenants.model import Credential, Target, Tenant
 
 if TYPE_CHECKING:
@@ -144,8 +146,6 @@ class Login:
         if packet is None:
             client.close()
             return
-        if packet.replication not in ("", "0", "false", "off", "no"):
-            raise NotSupported("replication through the proxy")
         credential = await self._authenticate(client, packet)
         tenant = await self._tenants.find(credential.handle)
         if tenant is not None and packet.database not in tenant.databases:
@@ -156,9 +156,13 @@ class Login:
         target = self._router.route(tenant, packet.database)
         self._gate.admit(tenant)
         try:
+            if packet.replication:
+                await self._replicate(client, packet, credential, tenant, target)
+                return
             pool = self._router.pool(tenant, target)
             # Connections under way count as clients: the pool must not go.
-            await self._welcome(client, packet, credential, tenant, pool)
+            settings = await pool.settings(_session_settings(packet))
+            self._welcome(client, packet, credential, tenant, pool, settings)
         except BaseException:
             if client.is_logging_in:
                 self._gate.leave(tenant.handle)
@@ -301,20 +305,42 @@ class Login:
             self.key_uses[exchange.credential.key_id] = datetime.now(UTC)
         return exchange.credential
 
-    async def _welcome(
+    async def _replicate(
+        self,
+        client: Client,
+        packet: startup.Startup,
+        credential: Credential,
+        tenant: Tenant,
+        target: Target,
+    ) -> None:
+        """Let a client in that has a server of its own."""
+        replication.check(tenant, target)
+        pool = ReplicationPool(
+            tenant,
+            target,
+            self.config.pool,
+            self._relay,
+            parameter=packet.replication,
+            wanted=_session_settings(packet),
+        )
+        try:
+            settings = await pool.open()
+            replication.check(self._tenants.peek(tenant.handle) or tenant, target)
+            self._welcome(client, packet, credential, tenant, pool, settings)
+        except BaseException:
+            pool.retire_all()
+            raise
+        self._router.adopt(pool)
+
+    def _welcome(
         self,
         client: Client,
         packet: startup.Startup,
         credential: Credential,
         tenant: Tenant,
         pool: Pool,
+        settings: Settings,
     ) -> None:
-        wanted = {
-            name: value
-            for name, value in packet.settings.items()
-            if not name.startswith("ogel.")
-        }
-        settings = await pool.settings(wanted)
         # The record may have changed while servers were asked: what was
         # decided above must still hold when the client is let in.
         tenant = self._still_welcome(tenant, credential, pool.target)
@@ -332,6 +358,7 @@ class Login:
             address=client.address,
             attribution=attribution,
             connected_at=datetime.now(UTC),
+            is_replication=bool(packet.replication),
             process_id=process_id,
             secret=secret,
         )
@@ -372,3 +399,12 @@ class Login:
         if found is None:
             found = self._traffic[key] = Traffic(*key)
         return found
+
+
+def _session_settings(packet: startup.Startup) -> dict[str, str]:
+    """The settings of a start-up packet that are the database's to know."""
+    return {
+        name: value
+        for name, value in packet.settings.items()
+        if not name.startswith("ogel.")
+    }

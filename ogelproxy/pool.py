@@ -39,7 +39,7 @@ MODES = {
 
 
 class SettingsRefused(OgelError):
-    """The database refused a setting of the start-up packet, in its words."""
+    """The database refused what the start-up packet asks for, in its words."""
 
     code = "settings_refused"
     kind = "client"

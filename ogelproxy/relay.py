@@ -143,6 +143,8 @@ class Relay:
             del self.clients[session.handle]
         self.client_count -= 1
         client.pool.client_count -= 1
+        if session.is_replication:
+            client.pool.retire_all()
         self.cancels.withdraw(session.process_id)
         self._gate.leave(session.handle)
         self._tenants.release(session.handle)
@@ -272,7 +274,8 @@ class Relay:
             elif connection.is_waiting:
                 pass
             elif connection.server is not None and connection.server.owed:
-                if 0 < limits.query_timeout < silent:
+                is_query = not connection.session.is_replication
+                if is_query and 0 < limits.query_timeout < silent:
                     self.fail(connection, QueryTimeout())
             elif connection.is_in_transaction:
                 if 0 < limits.idle_in_transaction_timeout < silent:

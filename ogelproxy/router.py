@@ -29,13 +29,13 @@ class Router:
         self._config = config
         self._host = host
         self._pools: dict[UUID, Pool] = {}
-        # No longer routed to, with clients or servers that are yet to go.
-        self._replaced: list[Pool] = []
+        # Not routed to, with clients or servers that are yet to go.
+        self._unrouted: list[Pool] = []
         self._unused_since: dict[UUID, float] = {}
 
     @property
     def pools(self) -> list[Pool]:
-        return [*self._pools.values(), *self._replaced]
+        return [*self._pools.values(), *self._unrouted]
 
     def route(self, tenant: Tenant, database: str) -> Target:
         """Find the target. Raises DatabaseUnknown, NotSupported."""
@@ -54,6 +54,10 @@ class Router:
             self._pools[target.id] = pool
         return pool
 
+    def adopt(self, pool: Pool) -> None:
+        """Look after a pool that nobody is routed to, until it is empty."""
+        self._unrouted.append(pool)
+
     def update(self, old: Tenant, new: Tenant | None) -> None:
         """Follow a change of a tenant's record.
 
@@ -70,16 +74,16 @@ class Router:
                 del self._pools[before.id]
                 self._unused_since.pop(before.id, None)
                 pool.retire_all()
-                self._replaced.append(pool)
+                self._unrouted.append(pool)
             elif pool.parameters != (parameters := session_parameters(new)):
                 pool.parameters = parameters
                 pool.retire_all()
 
     def sweep(self, now: float) -> None:
-        for pool in list(self._replaced):
+        for pool in list(self._unrouted):
             pool.sweep(now)
             if not (pool.size or pool.opening or pool.client_count):
-                self._replaced.remove(pool)
+                self._unrouted.remove(pool)
         for key, pool in list(self._pools.items()):
             pool.sweep(now)
             if pool.size or pool.opening or pool.client_count:

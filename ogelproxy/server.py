@@ -362,7 +362,8 @@ class Server(ServerCore):
     def _refused(self, body: bytes) -> None:
         fields = messages.read_fields(body)
         text = f"login refused: {fields.get('C')} {fields.get('M')}"
-        raise (TargetFull if fields.get("C") == "53300" else TargetUnreachable)(text)
+        kind = TargetFull if fields.get("C") == "53300" else TargetUnreachable
+        raise kind(text, said=fields)
 
     def _note_status(self, body: bytes) -> None:
         match messages.read_strings(body):

@@ -21,6 +21,11 @@ GSSENC_REQUEST = 80877104
 #: Parameters that say who and where; all others are session settings.
 IDENTITY = frozenset({"user", "database", "options", "replication"})
 
+BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class EncryptionRequest:
@@ -42,7 +47,8 @@ class Startup:
     `minor` is the version asked for, which may be newer than any there is;
     `settings` holds the session settings asked for, by parameter and by
     `options`, names in lower case; `unknown_options` the `_pq_.` names, as often
-    and in the order in which they came.
+    and in the order in which they came. `replication` is empty, `true` for physical
+    replication, or `database` for logical.
     """
 
     minor: int
@@ -113,8 +119,22 @@ def _parse_parameters(body: bytes, minor: int) -> Startup:
         database=given.get("database") or user,
         settings=settings,
         unknown_options=tuple(name for name in words[::2] if name.startswith("_pq_.")),
-        replication=given.get("replication", ""),
+        replication=_parse_replication(given.get("replication", "false")),
     )
+
+
+def _parse_replication(value: str) -> str:
+    """Read the parameter as Postgres does (manual 55.7, parse_bool)."""
+    if value == "database":
+        return value
+    # Words may be cut short where that leaves no doubt.
+    word = value.lower()
+    meant = {
+        is_on for name, is_on in BOOLEANS.items() if word and name.startswith(word)
+    }
+    if len(meant) == 1:
+        return "true" if meant.pop() else ""
+    raise ProtocolViolation(f'invalid value for parameter "replication": "{value}"')
 
 
 def parse_options(options: str) -> dict[str, str]:

@@ -25,6 +25,10 @@ STEADY_SECONDS = 1.0
 HANDLE = re.compile(r"org_[a-z0-9_]{1,56}")
 
 
+#: The feature of a tier that lets replication connections pass.
+REPLICATION = "replication"
+
+
 class DatabaseType(enum.StrEnum):
     POSTGRES = "postgres"
     NEON = "neon"
