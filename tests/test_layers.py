@@ -38,7 +38,7 @@ ROWS = (
     ("_extended",),
     ("_views",),
     ("pool", "client", "cancel"),
-    ("router", "relay"),
+    ("router", "relay", "replication"),
     ("console",),
     ("login",),
     ("listener", "admin"),

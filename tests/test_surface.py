@@ -16,6 +16,7 @@ from ogelproxy import OgelError, errors
 from ogelproxy.errors import (
     CircuitOpen,
     DatabaseUnknown,
+    FeatureNotIncluded,
     InternalError,
     NotSupported,
     OperationRefused,
@@ -35,6 +36,7 @@ KINDS = set("client auth limit tenant pool server backend control internal".spli
 MADE: dict[type[OgelError], OgelError] = {
     CircuitOpen: CircuitOpen(1.5, TargetUnreachable()),
     DatabaseUnknown: DatabaseUnknown("app"),
+    FeatureNotIncluded: FeatureNotIncluded("replication", "free"),
     InternalError: InternalError("IndexError: 3"),
     NotSupported: NotSupported("a cursor"),
     OperationRefused: OperationRefused("no such tier"),
