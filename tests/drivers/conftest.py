@@ -61,6 +61,12 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("pq: temporary table", "transaction", _TEMPORARY),
     ("pq: settings last", "transaction", _SETTING),
     ("pq: listener", "transaction", _LISTEN),
+    ("pgjdbc: connects with settings of the start-up packet", "transaction", _SETTING),
+    ("pgjdbc: keeps the isolation level and reads only", "transaction", _SETTING),
+    ("pgjdbc: keeps the settings of ten connections apart", "transaction", _SETTING),
+    ("pgjdbc: hears of settings that the server reports", "transaction", _SETTING),
+    ("pgjdbc: keeps a temporary table", "transaction", _TEMPORARY),
+    ("pgjdbc: hears notifications", "transaction", _LISTEN),
 )
 
 
