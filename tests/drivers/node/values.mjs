@@ -1,6 +1,6 @@
 // Values of many types: what is sent, and how Postgres shows what it got.
 
-export const HARD_TEXT = "it's \"quoted\", \\ and \n\t; -- $1 naïve 🐘 漢字";
+export const HARD_TEXT = 'it\'s "quoted", \\ and \n\t; -- $1 naïve 🐘 漢字';
 
 export const BYTES = Buffer.from(Array.from({ length: 256 }, (_, n) => n));
 
@@ -37,7 +37,11 @@ export const VALUES = [
   ["timestamp", "2026-02-28 23:59:59.5", "2026-02-28 23:59:59.5"],
   ["timestamptz", new Date("2026-05-06T07:08:09.123Z"), "2026-05-06 07:08:09.123+00"],
   ["timestamptz", "infinity", "infinity"],
-  ["interval", "1 year 2 mons 3 days 04:05:06.789", "1 year 2 mons 3 days 04:05:06.789"],
+  [
+    "interval",
+    "1 year 2 mons 3 days 04:05:06.789",
+    "1 year 2 mons 3 days 04:05:06.789",
+  ],
   [
     "uuid",
     "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",

@@ -87,7 +87,9 @@ export function declare(connected) {
         columns: { name: true },
         with: { parts: { columns: { itemId: true } } },
       });
-      assert.deepEqual(found, [{ name: "whole", parts: [{ itemId: id }, { itemId: id }] }]);
+      assert.deepEqual(found, [
+        { name: "whole", parts: [{ itemId: id }, { itemId: id }] },
+      ]);
       await db.delete(part);
       await db.delete(item);
     }));
@@ -110,7 +112,9 @@ export function declare(connected) {
       await db.transaction(
         async (tx) => {
           await tx.insert(item).values({ name: "kept" });
-          const again = tx.transaction((inner) => inner.insert(item).values({ name: "kept" }));
+          const again = tx.transaction((inner) =>
+            inner.insert(item).values({ name: "kept" }),
+          );
           assert.equal(await code(again), "23505");
           await tx.transaction((inner) => inner.insert(item).values({ name: "too" }));
           await tx.transaction((inner) => inner.rollback()).catch(() => {});
@@ -143,7 +147,11 @@ export function declare(connected) {
 
   test("sends and reads 10 MB of text and of bytea", () =>
     connected(async (db) => {
-      const sent = { id: 1, body: "aé漢🐘".repeat(1e6), bytes: Buffer.alloc(10_485_760, BYTES) };
+      const sent = {
+        id: 1,
+        body: "aé漢🐘".repeat(1e6),
+        bytes: Buffer.alloc(10_485_760, BYTES),
+      };
       await db.insert(wide).values(sent);
       const [{ body, bytes }] = await db.delete(wide).returning();
       assert.ok(body === sent.body);
@@ -153,7 +161,10 @@ export function declare(connected) {
   test("runs 1,000 queries and 100 transactions in a pool of 20", () =>
     connected(async (db) => {
       const asked = Array.from({ length: 1000 }, (_, n) =>
-        db.select().from(account).where(eq(account.id, 1 + (n % 10))),
+        db
+          .select()
+          .from(account)
+          .where(eq(account.id, 1 + (n % 10))),
       );
       const moved = Array.from({ length: 100 }, (_, n) =>
         db.transaction(async (tx) => {

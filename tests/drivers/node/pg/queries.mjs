@@ -89,7 +89,16 @@ test("reads in binary", () =>
           " $5::numeric AS e, $6::bool AS f, $7::text AS g, $8::int4 AS h",
         values: [1, 66051, 2, 2, 3, true, "text", null],
       });
-      const expected = { a: 1, b: 66051, c: 2, d: 2, e: 3, f: true, g: "text", h: null };
+      const expected = {
+        a: 1,
+        b: 66051,
+        c: 2,
+        d: 2,
+        e: 3,
+        f: true,
+        g: "text",
+        h: null,
+      };
       assert.deepEqual({ ...rows[0], c: Number(rows[0].c) }, expected);
     },
     { binary: true },
@@ -108,7 +117,8 @@ test("reads every type of a simple query", () =>
 test("reads the results of several statements of one query", () =>
   connected(async (client) => {
     const results = await client.query(
-      "SELECT 1 AS a; CREATE TEMP TABLE gone (a int); INSERT INTO gone VALUES (1), (2);" +
+      "SELECT 1 AS a; CREATE TEMP TABLE gone (a int);" +
+        " INSERT INTO gone VALUES (1), (2);" +
         " SELECT a FROM gone ORDER BY a; DROP TABLE gone; SELECT 'a;b' AS b",
     );
     return results.map(({ command, rowCount, rows }) => [command, rowCount, rows]);
@@ -150,7 +160,11 @@ test("uses 300 named statements in turn", () =>
   connected(async (client) => {
     for (let turn = 0; turn < 2; turn++) {
       for (let n = 0; n < 300; n++) {
-        const query = { name: `s${n}`, text: `SELECT ${n} + $1::int AS a`, values: [turn] };
+        const query = {
+          name: `s${n}`,
+          text: `SELECT ${n} + $1::int AS a`,
+          values: [turn],
+        };
         assert.deepEqual((await client.query(query)).rows, [{ a: n + turn }]);
       }
     }
@@ -309,10 +323,17 @@ test("runs a pipeline of 500 queries", () =>
       const queries = Array.from({ length: 500 }, (_, n) =>
         n % 3
           ? client.query("SELECT $1::int AS a", [n])
-          : client.query({ name: `p${n % 7}`, text: "SELECT $1::int AS a", values: [n] }),
+          : client.query({
+              name: `p${n % 7}`,
+              text: "SELECT $1::int AS a",
+              values: [n],
+            }),
       );
       const read = (await Promise.all(queries)).map(({ rows }) => rows[0].a);
-      assert.deepEqual(read, Array.from({ length: 500 }, (_, n) => n));
+      assert.deepEqual(
+        read,
+        Array.from({ length: 500 }, (_, n) => n),
+      );
     },
     { pipeline: true },
   ));
@@ -433,11 +454,18 @@ test("reads 200,000 rows", () =>
 test("runs 1,000 queries in a pool of 20", async () => {
   const pool = new pg.Pool({ connectionString: url, max: 20 });
   const queries = Array.from({ length: 1000 }, (_, n) =>
-    pool.query({ name: `pool${n % 5}`, text: `SELECT ${n % 5} + $1::int AS a`, values: [n] }),
+    pool.query({
+      name: `pool${n % 5}`,
+      text: `SELECT ${n % 5} + $1::int AS a`,
+      values: [n],
+    }),
   );
   const read = (await Promise.all(queries)).map(({ rows }) => rows[0].a);
   await pool.end();
-  assert.deepEqual(read, Array.from({ length: 1000 }, (_, n) => n + (n % 5)));
+  assert.deepEqual(
+    read,
+    Array.from({ length: 1000 }, (_, n) => n + (n % 5)),
+  );
 });
 
 test("moves money in 200 transactions of a pool of 20", async () => {

@@ -32,8 +32,8 @@ test("keeps the settings of ten connections apart", () =>
         opened.map(async (client, n) => {
           const { rows } = await client.query({
             text:
-              "SELECT current_setting('application_name'), current_setting('search_path')," +
-              " current_setting('my.own'), extract(timezone_hour FROM now())::int",
+              "SELECT current_setting('application_name')," +
+              " current_setting('search_path'), current_setting('my.own'), extract(timezone_hour FROM now())::int",
             rowMode: "array",
           });
           assert.deepEqual(rows, [[`client ${n}`, `s${n}`, `${n}`, n]]);

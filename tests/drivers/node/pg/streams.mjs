@@ -154,7 +154,9 @@ test("gives up a copy that it began", () =>
 test("recovers from a copy out that fails midway", () =>
   connected(async (client) => {
     const out = client.query(
-      copyTo("COPY (SELECT 100 / (5000 - n) FROM generate_series(1, 9000) n) TO STDOUT"),
+      copyTo(
+        "COPY (SELECT 100 / (5000 - n) FROM generate_series(1, 9000) n) TO STDOUT",
+      ),
     );
     assert.equal((await failed(buffer(out))).code, "22012");
     return scalar(client, "SELECT 1");

@@ -84,10 +84,11 @@ test("sends and reads every type with unnamed statements", () =>
 
 test("reads every type of a simple query", () =>
   connected(async (sql) => {
-    const list = SENDABLE.map(([type, , shown], n) =>
-      shown === null
-        ? `NULL::${type} AS v${n}`
-        : `E'${shown.replaceAll("\\", "\\\\").replaceAll("'", "''")}'::${type} AS v${n}`,
+    const quoted = (text) =>
+      `E'${text.replaceAll("\\", "\\\\").replaceAll("'", "''")}'`;
+    const list = SENDABLE.map(
+      ([type, , shown], n) =>
+        `${shown === null ? "NULL" : quoted(shown)}::${type} AS v${n}`,
     );
     return [...(await sql.unsafe(`SELECT ${list.join(", ")}`).simple())];
   }));
@@ -105,15 +106,16 @@ test("inserts, updates and selects with its helpers", () =>
     const dear = sql`price > ${2}`;
     const read =
       await sql`SELECT ${sql(columns)} FROM ${sql("matrix.item")} WHERE ${dear}`;
-    const counted = await sql`SELECT count(*) FROM matrix.item WHERE name IN ${sql(["a"])}`;
+    const counted =
+      await sql`SELECT count(*) FROM matrix.item WHERE name IN ${sql(["a"])}`;
     const deleted = await sql`DELETE FROM matrix.item`;
     return [[...inserted], [...read], [...counted], deleted.count];
   }));
 
 test("reads the results of several statements of one query", () =>
   connected(async (sql) => {
-    const results = await sql`SELECT 1 AS a; SELECT 2 AS b WHERE false; SELECT 'x;y' AS c`
-      .simple();
+    const results =
+      await sql`SELECT 1 AS a; SELECT 2 AS b WHERE false; SELECT 'x;y' AS c`.simple();
     return results.map((rows) => [rows.command, rows.count, [...rows]]);
   }));
 
@@ -134,7 +136,8 @@ test("reads raw bytes and values", () =>
 
 test("uses a statement many times, on servers that don't know it", () =>
   connected(async (sql) => {
-    const ask = async (n) => assert.deepEqual([...(await twice(sql, n))], [{ a: n * 2 }]);
+    const ask = async (n) =>
+      assert.deepEqual([...(await twice(sql, n))], [{ a: n * 2 }]);
     for (let n = 0; n < 40; n++) await (n % 4 ? ask(n) : elsewhere(() => ask(n)));
   }));
 
@@ -157,7 +160,10 @@ test("sends 500 queries without waiting", () =>
       n % 3 ? twice(sql, n) : sql.unsafe(`SELECT ${n * 2} AS a`),
     );
     const read = (await Promise.all(queries)).map(([{ a }]) => a);
-    assert.deepEqual(read, Array.from({ length: 500 }, (_, n) => n * 2));
+    assert.deepEqual(
+      read,
+      Array.from({ length: 500 }, (_, n) => n * 2),
+    );
   }));
 
 test("recovers from errors among queries sent without waiting", () =>
@@ -209,8 +215,7 @@ test("rolls a transaction back", () =>
     assert.equal(await code(broken), "22012");
     const late = sql.begin((tx) => tx`INSERT INTO matrix.part (item_id) VALUES (-1)`);
     assert.equal(await code(late), "23503");
-    return sql`SELECT (SELECT count(*) FROM matrix.item), count(*) FROM matrix.part`
-      .values();
+    return sql`SELECT (SELECT count(*) FROM matrix.item), count(*) FROM matrix.part`.values();
   }));
 
 test("sends the queries of a transaction without waiting", () =>
@@ -237,7 +242,15 @@ test("reads every field of an error", () =>
         COLUMN = 'c', DATATYPE = 'd', CONSTRAINT = 'k'; END $$`,
     ]) {
       const error = await failed(query);
-      const { stack, file, line, routine, query: _q, parameters: _p, ...fields } = error;
+      const {
+        stack,
+        file,
+        line,
+        routine,
+        query: _q,
+        parameters: _p,
+        ...fields
+      } = error;
       read.push([error.message, fields]);
       assert.deepEqual([...(await twice(sql, 1))], [{ a: 2 }]);
     }
@@ -313,7 +326,10 @@ test("runs 1,000 queries in a pool of 20", () =>
         sql.unsafe(`SELECT ${n % 5} + $1::int AS a`, [n], { prepare: true }),
       );
       const read = (await Promise.all(queries)).map(([{ a }]) => a);
-      assert.deepEqual(read, Array.from({ length: 1000 }, (_, n) => n + (n % 5)));
+      assert.deepEqual(
+        read,
+        Array.from({ length: 1000 }, (_, n) => n + (n % 5)),
+      );
     },
     { max: 20 },
   ));
@@ -330,7 +346,10 @@ test("moves money in 200 transactions of a pool of 20", () =>
         }),
       );
       const done = await Promise.allSettled(moved);
-      assert.equal(done.filter(({ reason }) => reason?.message === "enough").length, 40);
+      assert.equal(
+        done.filter(({ reason }) => reason?.message === "enough").length,
+        40,
+      );
       const rows = await sql`SELECT id, balance FROM matrix.account ORDER BY id`;
       await sql`UPDATE matrix.account SET balance = 100`;
       assert.equal(

@@ -9,7 +9,8 @@ import { test } from "../report.mjs";
 import { HARD_TEXT } from "../values.mjs";
 import { code, connected, failed } from "./client.mjs";
 
-const series = (sql, last) => sql`SELECT n AS a FROM generate_series(1, ${last}::int) n`;
+const series = (sql, last) =>
+  sql`SELECT n AS a FROM generate_series(1, ${last}::int) n`;
 
 test("reads a cursor in parts", () =>
   connected(async (sql) => {
@@ -84,7 +85,8 @@ test("copies in and out", () =>
 test("copies 10 MB in binary and in a transaction", () =>
   connected(async (sql) => {
     await sql`
-      INSERT INTO matrix.wide SELECT n, repeat(${HARD_TEXT}, 1000), sha256(n::text::bytea)
+      INSERT INTO matrix.wide
+      SELECT n, repeat(${HARD_TEXT}, 1000), sha256(n::text::bytea)
       FROM generate_series(1, 150) n
     `;
     const copied = await copiedOut("COPY matrix.wide TO STDOUT (FORMAT binary)");
