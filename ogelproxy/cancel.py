@@ -9,12 +9,16 @@ hit the next client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
 from typing import TYPE_CHECKING
 
+from ogelproxy._reactor import Connection
+from ogelproxy.errors import TargetUnreachable
 from ogelproxy.protocol import messages
+from ogelproxy.server import ask_for_tls
 
 if TYPE_CHECKING:
     from ogelproxy.client import Client
@@ -79,7 +83,7 @@ class Cancels:
         try:
             async with asyncio.timeout(CANCEL_TIMEOUT):
                 await self._send(server)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, TargetUnreachable) as error:
             # The signal may still come, and must not hit another client.
             server.is_retiring = True
             log.warning("cancel request failed: %s", error)
@@ -88,14 +92,22 @@ class Cancels:
             server.cancel_done()
 
     async def _send(self, server: Server) -> None:
-        loop = asyncio.get_running_loop()
-        sock = await server.pool.address.connect()
+        address = server.pool.address
+        sock = await address.connect()
+        connection = Connection(server.reactor, sock.detach())
         try:
-            await loop.sock_sendall(
-                sock, messages.cancel_request(server.process_id, server.cancel_key)
+            # Who reads the key could cancel too: as secret as the login was.
+            context = address.tls_context() if server.tls is not None else None
+            if context is not None:
+                await ask_for_tls(connection, address, context, may_do_without=False)
+            connection.send(
+                messages.cancel_request(server.process_id, server.cancel_key)
             )
             # Postgres closes once the signal is sent; only then is it safe to
             # lend the server again (manual 55.2.9).
-            await loop.sock_recv(sock, 1)
+            with contextlib.suppress(ConnectionResetError):
+                while True:
+                    await connection.more()
+                    connection.take(len(connection.peek()))
         finally:
-            sock.close()
+            connection.close()

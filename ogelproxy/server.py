@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
+from ogelproxy._reactor import Connection
 from ogelproxy._server import ServerCore
 from ogelproxy.auth.certificate import end_point
 from ogelproxy.auth.scram import (
@@ -53,6 +54,8 @@ MISLEADING = frozenset(
 )
 SSL_REQUEST = struct.pack(">ii", 8, 80877103)
 
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
 #: Bytes of a server's cancel key (manual 55.7, BackendKeyData).
 CANCEL_KEY_BYTES = range(4, 257)
 
@@ -80,14 +83,17 @@ class Address:
     def parse(cls, dsn: str) -> Address:
         """Read a `postgresql://` URL (manual 34.1.1.2).
 
-        Raises TargetUnreachable when it is another one or `channel_binding` is
-        neither disable, prefer nor require.
+        Raises TargetUnreachable when it is another one, or a word in it is not
+        known.
         """
         url = urlsplit(dsn)
         if url.scheme not in ("postgres", "postgresql"):
             raise TargetUnreachable("connection string is not a postgresql:// URL")
         query = dict(parse_qsl(url.query))
         user = unquote(url.username or query.get("user", "postgres"))
+        sslmode = query.get("sslmode", "prefer")
+        if sslmode not in SSL_MODES:
+            raise TargetUnreachable(f"sslmode {sslmode!r} is not known")
         channel_binding = query.get("channel_binding", "prefer")
         if channel_binding not in ("disable", "prefer", "require"):
             raise TargetUnreachable(f"channel_binding {channel_binding!r} is not known")
@@ -97,7 +103,7 @@ class Address:
             user=user,
             database=unquote(url.path[1:]) or query.get("dbname", user),
             password=Secret(unquote(url.password or query.get("password", ""))),
-            sslmode=query.get("sslmode", "prefer"),
+            sslmode=sslmode,
             sslrootcert=query.get("sslrootcert"),
             sslcert=query.get("sslcert"),
             sslkey=query.get("sslkey"),
@@ -107,15 +113,20 @@ class Address:
     def tls_context(self) -> ssl.SSLContext | None:
         """The TLS context that `sslmode` asks for (manual 34.19), or None.
 
-        Raises OSError when a certificate or key can't be read.
+        As in libpq, `require` verifies too where authorities are named. Raises
+        OSError when a certificate or key can't be read.
         """
         if self.sslmode in ("disable", "allow") or self.host.startswith("/"):
             return None
-        context = ssl.create_default_context(cafile=self.sslrootcert)
-        if self.sslmode != "verify-full":
-            context.check_hostname = False
-        if self.sslmode in ("prefer", "require"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = self.sslmode == "verify-full"
+        is_named = self.sslrootcert not in (None, "system")
+        if self.sslmode == "prefer" or (self.sslmode == "require" and not is_named):
             context.verify_mode = ssl.CERT_NONE
+        elif is_named:
+            context.load_verify_locations(self.sslrootcert)
+        else:
+            context.load_default_certs()
         context.set_alpn_protocols([hello.POSTGRESQL.decode()])
         if self.sslcert is not None:
             # Without a password of our own OpenSSL would ask the terminal for one.
@@ -233,7 +244,9 @@ class Server(ServerCore):
     ) -> None:
         context = address.tls_context()
         if context is not None:
-            await self._ask_for_tls(address, context)
+            await ask_for_tls(
+                self, address, context, may_do_without=address.sslmode == "prefer"
+            )
         self.send(
             messages.startup(
                 {"user": address.user, "database": address.database, **parameters},
@@ -255,17 +268,6 @@ class Server(ServerCore):
                 self.cancel_key = body[4:]
             elif kind == b"E":
                 self._refused(body)
-
-    async def _ask_for_tls(self, address: Address, context: ssl.SSLContext) -> None:
-        self.send(SSL_REQUEST)
-        while (answer := self.take(1)) is None:
-            await self.more()
-        if answer == b"S":
-            await self.start_tls(
-                context, server_side=False, server_hostname=address.host
-            )
-        elif address.sslmode != "prefer":
-            raise TargetUnreachable(f"{address.host}:{address.port}: no TLS there")
 
     async def _first_answer(self, minor: int) -> tuple[bytes, bytes]:
         """Wait for what follows the StartupMessage, agreed on a version."""
@@ -393,6 +395,28 @@ class Server(ServerCore):
                 failure = messages.read_fields(body)
             elif kind == b"S":
                 self._note_status(body)
+
+
+async def ask_for_tls(
+    connection: Connection,
+    address: Address,
+    context: ssl.SSLContext,
+    *,
+    may_do_without: bool,
+) -> None:
+    """Put TLS around a connection to `address`, before anything else is sent.
+
+    Raises TargetUnreachable when the server has none and it is needed; OSError.
+    """
+    connection.send(SSL_REQUEST)
+    while (answer := connection.take(1)) is None:
+        await connection.more()
+    if answer == b"S":
+        await connection.start_tls(
+            context, server_side=False, server_hostname=address.host
+        )
+    elif not may_do_without:
+        raise TargetUnreachable(f"{address.host}:{address.port}: no TLS there")
 
 
 def misleading() -> NotSupported:

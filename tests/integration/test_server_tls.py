@@ -6,6 +6,8 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import urlencode
 
 import psycopg
@@ -15,9 +17,9 @@ from psycopg import sql
 from ogelproxy.protocol import messages
 from tests.fixtures.certificates import Authority
 from tests.fixtures.engine import Organization, Proxy
-from tests.fixtures.faults import FakeServer, add_databases
+from tests.fixtures.faults import FakeServer, add_databases, eventually
 from tests.fixtures.postgres import Postgres
-from tests.fixtures.secured import trusting
+from tests.fixtures.secured import SSL_REQUEST, trusting
 from tests.fixtures.servers import CERTIFIED, Tunnel
 
 UNREACHABLE = "the database can't be reached"
@@ -164,9 +166,72 @@ def test_server_that_proves_nothing_is_no_server(
     assert not any(b"secret-word" in part for part in said)
 
 
-def test_unknown_word_for_binding_is_refused(member: Organization) -> None:
+@pytest.mark.parametrize("word", ["channel_binding", "sslmode"])
+def test_unknown_words_are_refused(member: Organization, word: str) -> None:
     with pytest.raises(psycopg.OperationalError, match=UNREACHABLE):
-        ask(member, member.direct_dsn, channel_binding="perhaps")
+        ask(member, member.direct_dsn, **{word: "perhaps"})
+
+
+@pytest.mark.parametrize("sslmode", ["require", "verify-ca", "verify-full"])
+def test_server_of_another_authority_is_refused(
+    member: Organization,
+    tls_postgres: Postgres,
+    role: str,
+    tmp_path: Path,
+    sslmode: str,
+) -> None:
+    dsn = tls_postgres.dsn("postgres", role)
+    stranger = Authority(tmp_path, "stranger")
+    for authorities in (str(stranger.cert), "/nowhere"):
+        with pytest.raises(psycopg.OperationalError, match=UNREACHABLE):
+            ask(member, dsn, sslmode=sslmode, sslrootcert=authorities)
+    if sslmode != "require":
+        with pytest.raises(psycopg.OperationalError, match=UNREACHABLE):
+            ask(member, dsn, sslmode=sslmode, sslrootcert="system")
+
+
+def test_server_of_another_name_is_refused(
+    member: Organization, tls_postgres: Postgres, authority: Authority, role: str
+) -> None:
+    dsn = tls_postgres.dsn("postgres", role).replace("127.0.0.1", "127.0.0.2")
+    trusted = {"sslrootcert": str(authority.cert)}
+    with Tunnel((tls_postgres.host, tls_postgres.port), host="127.0.0.2") as tunnel:
+        dsn = dsn.replace(f":{tls_postgres.port}/", f":{tunnel.port}/")
+        assert ask(member, dsn, sslmode="verify-ca", **trusted)
+        with pytest.raises(psycopg.OperationalError, match=UNREACHABLE):
+            ask(member, dsn, sslmode="verify-full", **trusted)
+
+
+def test_cancel_request_is_as_secret_as_the_login(
+    member: Organization, tls_postgres: Postgres, role: str
+) -> None:
+    with Tunnel((tls_postgres.host, tls_postgres.port)) as tunnel:
+        dsn = by_way_of(tunnel, tls_postgres, role)
+        (name,) = asyncio.run(add_databases(member, [f"{dsn}?sslmode=require"]))
+        with member.connect(name) as connection:
+
+            def cancel_once_it_runs() -> None:
+                with psycopg.connect(tls_postgres.dsn(), autocommit=True) as beside:
+                    eventually(
+                        lambda: bool(
+                            beside.execute(
+                                "SELECT FROM pg_stat_activity WHERE usename = %s "
+                                "AND query = 'SELECT pg_sleep(60)'",
+                                [role],
+                            ).rowcount
+                        )
+                    )
+                connection.cancel_safe()
+
+            with ThreadPoolExecutor(1) as threads:
+                canceler = threads.submit(cancel_once_it_runs)
+                with pytest.raises(psycopg.errors.QueryCanceled):
+                    connection.execute("SELECT pg_sleep(60)")
+                canceler.result()
+        login, cancel = tunnel.sent
+        for sent in (login, cancel):
+            assert sent.startswith(SSL_REQUEST + b"\x16")
+        assert messages.CANCEL_REQUEST.to_bytes(4, "big") not in cancel
 
 
 def test_server_that_wants_a_certificate_is_shown_one(
