@@ -13,6 +13,7 @@ EXTENSIONS = (
     "_client",
     "_extended",
     "_fingerprint",
+    "_listen",
     "_loan",
     "_pool",
     "_reactor",

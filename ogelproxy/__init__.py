@@ -27,6 +27,7 @@ from ogelproxy.errors import (
     IdleInTransactionTimeout,
     IdleTimeout,
     InternalError,
+    ListenerLost,
     LoginThrottled,
     LoginTimeout,
     NotSupported,
@@ -47,6 +48,7 @@ from ogelproxy.errors import (
     TLSRequired,
     TokenRequiresTLS,
     TooManyConnections,
+    TooManyNotifications,
 )
 from ogelproxy.metrics import Metrics
 from ogelproxy.tenants.directory import InMemoryDirectory, TenantDirectory
@@ -85,6 +87,7 @@ __all__ = [
     "InternalError",
     "KeyVerifier",
     "LimiterMode",
+    "ListenerLost",
     "LoginThrottled",
     "LoginTimeout",
     "MemorySink",
@@ -117,5 +120,6 @@ __all__ = [
     "Tier",
     "TokenRequiresTLS",
     "TooManyConnections",
+    "TooManyNotifications",
     "__version__",
 ]

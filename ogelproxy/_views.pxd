@@ -15,4 +15,5 @@ cdef class ViewClient(ExtendedClient):
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) noexcept
     cdef int view(self, char kind, const char* p, Py_ssize_t size) except -1
+    cdef bint answers_first(self) except -1
     cdef bytes ready(self)

@@ -74,20 +74,11 @@ cdef class ViewClient(ExtendedClient):
             if not self.views:
                 self.views = None
             return PASSED
-        if self.server is not None and self.server.replies.count:
-            # Answers of ours that are still to be given may be all that is owed.
-            self.flush_requests()
-        if self.server is not None:
-            if self.server.replies.count or self.server.body_left:
-                if self.is_batch_open:
-                    # Before a Sync, Postgres answers when asked to (manual 55.2.3).
-                    self.reactor.gather.copy(b"H\0\0\0\4", HEADER)
-                self.is_stalled = True
-                self.pause()
-                return DELAYED
-            if self.server.status == b"E":
-                # The server refuses it, as it does all else.
-                return PASSED
+        if self.answers_first():
+            return DELAYED
+        if self.server is not None and self.server.status == b"E":
+            # The server refuses it, as it does all else.
+            return PASSED
         answer = self.views.answer(self, chr(kind), body)
         if answer[0] == b"E":
             self.refuse(kind, answer)
@@ -97,6 +88,22 @@ cdef class ViewClient(ExtendedClient):
             self.was_answered = True
             self.send(answer)
         return ANSWERED
+
+    cdef bint answers_first(self) except -1:
+        """Wait for answers of the server that come before one of ours, if any."""
+        if self.server is not None and self.server.replies.count:
+            # Answers of ours that are still to be given may be all that is owed.
+            self.flush_requests()
+        if self.server is None or not (
+            self.server.replies.count or self.server.body_left
+        ):
+            return False
+        if self.is_batch_open:
+            # Before a Sync, Postgres answers when asked to (manual 55.2.3).
+            self.reactor.gather.copy(b"H\0\0\0\4", HEADER)
+        self.is_stalled = True
+        self.pause()
+        return True
 
     cdef bytes ready(self):
         """ReadyForQuery."""

@@ -1,6 +1,6 @@
 """Client: one program connected to us, and the Session it logged in to.
 
-The compiled `ViewClient` owns socket, buffers and flow control; here is what a
+The compiled `ListenClient` owns socket, buffers and flow control; here is what a
 login adds. How the login goes is `login`'s.
 """
 
@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from ogelproxy._views import ViewClient
+from ogelproxy._listen import ListenClient
 
 if TYPE_CHECKING:
     from ogelproxy._usage import Attribution
@@ -37,7 +37,7 @@ class Session:
     secret: bytes = field(repr=False)
 
 
-class Client(ViewClient):
+class Client(ListenClient):
     """A client connection, from accept to close."""
 
     address: str = ""  # where it comes from; what a load balancer says, if it may

@@ -204,6 +204,15 @@ class Client(Section):
         0.0, ge=0, description="Seconds without a query inside a transaction."
     )
     query_timeout: float = Field(0.0, ge=0, description="Seconds for one query.")
+    max_notifications: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Notifications kept for a client in a transaction or not reading.",
+    )
+    max_notification_bytes: int = Field(
+        1_048_576, ge=8192, description="Bytes that they may take."
+    )
 
 
 class Limits(Section):

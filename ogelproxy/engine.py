@@ -31,9 +31,11 @@ from ogelproxy.errors import (
 )
 from ogelproxy.gate import Gate
 from ogelproxy.limiter import Limiter
+from ogelproxy.listen import Channels
 from ogelproxy.listener import Listener, load_tls
 from ogelproxy.login import Login
 from ogelproxy.metrics import CounterSample, GaugeSample, LatencySample, Metrics
+from ogelproxy.pool import Pool
 from ogelproxy.relay import Relay
 from ogelproxy.router import Router
 from ogelproxy.tenants.directory import Directory, TenantDirectory
@@ -118,6 +120,7 @@ class Engine:
             ledger=self._meter.ledger,
             clock=self._clock,
         ).open
+        self._relay.channels = Channels
         self._router = Router(config.pool, self._relay)
         authenticator = Authenticator(
             config.auth, mock_secret=await self._mock_secret()
@@ -302,6 +305,7 @@ class Engine:
         waiting = sum(pool.waiting_count for pool in pools)
         yield GaugeSample("o7s_waiting_clients", {}, waiting)
         for pool in pools:
+            yield from _listen_samples(pool)
             labels = {"database_type": str(pool.target.type)}
             is_open = pool.circuit.state != "closed"
             yield GaugeSample("o7s_circuit_open", labels, is_open)
@@ -343,6 +347,16 @@ class Engine:
                 self._relay.fail(client, error)
             else:
                 client.retry()  # the wait for a token may be another now
+
+
+def _listen_samples(pool: Pool) -> Iterable[GaugeSample | CounterSample]:
+    channels = pool.channels
+    clients = channels.clients
+    kept = sum(client.told_later_count for client in clients)
+    yield GaugeSample("o7s_listening_clients", {}, len(clients))
+    yield GaugeSample("o7s_channels", {}, channels.count)
+    yield GaugeSample("o7s_kept_notifications", {}, kept)
+    yield CounterSample("o7s_notifications_total", {}, channels.told_count)
 
 
 def _why_not(session: Any, old: Tenant, new: Tenant | None) -> OgelError | None:

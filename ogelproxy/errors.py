@@ -13,6 +13,7 @@ known here.
     ├── PoolTimeout          ServerLost
     ├── TargetUnreachable    (CircuitOpen, TargetFull)
     ├── IdleTimeout          QueryTimeout        Draining
+    ├── ListenerLost         TooManyNotifications
     ├── ProtocolViolation    NotSupported        FeatureNotIncluded
     ├── ControlUnavailable   OperationRefused    SecretUnreadable
     └── ConfigInvalid        EmbeddedFailed      SpoolUnusable       InternalError
@@ -261,6 +262,27 @@ class Draining(OgelError):
     sqlstate = "57P01"
     kind = "control"
     client_text = "terminating connection due to administrator command"
+
+
+class ListenerLost(OgelError):
+    """The connection that a client's notifications come by was lost.
+
+    Some may have been missed, so that the client has to come again and look.
+    """
+
+    code = "listener_lost"
+    sqlstate = "57P01"
+    kind = "server"
+    client_text = "terminating connection: notifications may have been lost"
+
+
+class TooManyNotifications(OgelError):
+    """A client in a transaction, or that doesn't read, is owed too many."""
+
+    code = "too_many_notifications"
+    sqlstate = "53400"
+    kind = "limit"
+    client_text = "terminating connection: too many notifications wait for it"
 
 
 class ProtocolViolation(OgelError):

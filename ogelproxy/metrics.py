@@ -62,6 +62,7 @@ COUNTERS = {
         "Queries that met the rate limit.", ("tier", "outcome")
     ),
     "o7s_bytes_total": Declared("Bytes relayed.", ("direction",)),
+    "o7s_notifications_total": Declared("Notifications given to listening clients."),
     "o7s_usage_delivered_batches_total": Declared("Usage batches delivered."),
 }
 GAUGES = {
@@ -70,6 +71,9 @@ GAUGES = {
     "o7s_circuit_open": Declared(
         "Databases that new servers are not opened to.", ("database_type",)
     ),
+    "o7s_listening_clients": Declared("Clients that share a listening connection."),
+    "o7s_channels": Declared("Channels that they listen to."),
+    "o7s_kept_notifications": Declared("Notifications that wait for their clients."),
     "o7s_waiting_clients": Declared("Clients waiting for a server connection."),
     "o7s_tenants_cached": Declared("Tenant records in memory."),
     "o7s_usage_spooled_batches": Declared("Usage batches waiting for delivery."),

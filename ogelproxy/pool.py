@@ -23,6 +23,7 @@ from ogelproxy.server import MISLEADING, Address, Memory, Server, misleading
 from ogelproxy.tenants.model import PoolMode, Target, Tenant
 
 if TYPE_CHECKING:
+    from ogelproxy.listen import Channels
     from ogelproxy.relay import Relay
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Pool(PoolCore):
         self.parameters = session_parameters(tenant)
         self.client_count = 0  # clients logged in to it; changed by Relay
         self.circuit = Circuit()
+        self._channels: Channels | None = None  # made when first listened to
         self.opening = 0  # attempts begun or waiting for their time
         self._swept_at = 0.0
         self._settings: OrderedDict[tuple[tuple[str, str], ...], Settings] = (
@@ -79,6 +81,23 @@ class Pool(PoolCore):
         )
         self._statuses: dict[str, str] = {}  # of a fresh server
         self._proving = asyncio.Lock()
+
+    @property
+    def channels(self) -> Channels:
+        """What its clients listen to."""
+        if self._channels is None:
+            self._channels = self.host.channels(self)
+        return self._channels
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anybody, or anything that has to be closed, is in it."""
+        return bool(
+            self.size
+            or self.opening
+            or self.client_count
+            or (self._channels is not None and self._channels.is_open)
+        )
 
     @property
     def has_room(self) -> bool:
@@ -116,14 +135,17 @@ class Pool(PoolCore):
             if not future.done():
                 future.set_exception(error)
 
-    async def _open(self) -> Server:
-        """Open a server, when the circuit lets it. Raises TargetUnreachable."""
+    async def connect(self, parameters: Mapping[str, str]) -> Server:
+        """Log in to a server that the pool doesn't count, when the circuit lets it.
+
+        `parameters` of the start-up packet go before the pool's own. Raises
+        TargetUnreachable.
+        """
         loop = self.host.reactor.loop
         pause = self.circuit.begin(loop.time())
         try:
             await asyncio.sleep(pause)
-            epoch = self.epoch
-            server = await self._connect()
+            server = await self._connect({**self.parameters, **parameters})
         except TargetUnreachable:
             raise
         except BaseException:
@@ -131,6 +153,12 @@ class Pool(PoolCore):
             raise
         if self.circuit.succeed():
             log.info("circuit closed", extra={"tenant": self.handle})
+        return server
+
+    async def _open(self) -> Server:
+        """Open a server. Raises TargetUnreachable."""
+        epoch = self.epoch
+        server = await self.connect({})
         if MISLEADING & server.statuses.items():
             server.close()
             error = TargetUnreachable(f"settings of the role: {misleading()}")
@@ -147,12 +175,12 @@ class Pool(PoolCore):
             self._statuses = dict(server.statuses)
         return server
 
-    async def _connect(self) -> Server:
+    async def _connect(self, parameters: Mapping[str, str]) -> Server:
         loop = self.host.reactor.loop
         began = loop.time()
         try:
             async with asyncio.timeout(self.config.connect_timeout):
-                return await Server.open(self, self.parameters)
+                return await Server.open(self, parameters)
         except TimeoutError:
             error = TargetUnreachable("connect timed out")
         except TargetUnreachable as failure:
@@ -258,6 +286,8 @@ class Pool(PoolCore):
         for server in self.idle_servers:
             if self.withdraw(server):
                 self.host.retire(server)
+        if self._channels is not None:
+            self._channels.close()
 
     def sweep(self, now: float) -> None:
         """Close servers that nobody needed or that are old; time out waiters."""
@@ -268,6 +298,8 @@ class Pool(PoolCore):
             if (is_idle or is_old) and self.withdraw(server):
                 self.host.retire(server)
         self._sweep_waiters(now)
+        if self._channels is not None:
+            self._channels.sweep(now)
         if self.waiting_count or self.provers:
             self.wanted()
 

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from ogelproxy.console.tenant import Views
     from ogelproxy.gate import Gate
     from ogelproxy.limiter import Limiter
+    from ogelproxy.listen import Channels
     from ogelproxy.metrics import Metrics
+    from ogelproxy.pool import Pool
     from ogelproxy.tenants.model import Tenant
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,8 @@ class Relay:
         self.server_lost_message = messages.error_response(ServerLost())
         # Makes what answers a client's `SHOW o7s.…`; replaced by the engine.
         self.views: Callable[[], Views]
+        # Makes what the clients of a pool listen to; replaced by the engine.
+        self.channels: Callable[[Pool], Channels]
         self.clients: dict[str, set[Client]] = {}
         self.client_count = 0
         self._gate = gate
@@ -143,6 +147,8 @@ class Relay:
             del self.clients[session.handle]
         self.client_count -= 1
         client.pool.client_count -= 1
+        if client.has_listened:
+            client.pool.channels.gone(client)
         if session.is_replication:
             client.pool.retire_all()
         self.cancels.withdraw(session.process_id)

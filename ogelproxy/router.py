@@ -82,11 +82,11 @@ class Router:
     def sweep(self, now: float) -> None:
         for pool in list(self._unrouted):
             pool.sweep(now)
-            if not (pool.size or pool.opening or pool.client_count):
+            if not pool.is_used:
                 self._unrouted.remove(pool)
         for key, pool in list(self._pools.items()):
             pool.sweep(now)
-            if pool.size or pool.opening or pool.client_count:
+            if pool.is_used:
                 self._unused_since.pop(key, None)
             elif now - self._unused_since.setdefault(key, now) > POOL_TTL:
                 del self._pools[key]

@@ -1,0 +1,473 @@
+"""Listen: the channels of one target, over one connection for all its clients.
+
+The connection is opened at the first LISTEN and closed when nobody has listened
+for a while. A client's LISTEN is answered once Postgres has answered ours, so that
+no notification committed after that is missed. If the connection is lost, nobody
+can know what was missed: who listened is ended, as Postgres would have ended it.
+When a client may be told is `_listen`'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections import deque
+from collections.abc import Collection, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ogelproxy.console.portals import Portals, Refused, Result, complete
+from ogelproxy.errors import (
+    ListenerLost,
+    ProtocolViolation,
+    TargetUnreachable,
+    TooManyNotifications,
+)
+from ogelproxy.protocol import messages
+from ogelproxy.tenants.model import PoolMode
+
+if TYPE_CHECKING:
+    from ogelproxy.client import Client
+    from ogelproxy.pool import Pool
+    from ogelproxy.server import Server
+
+log = logging.getLogger(__name__)
+
+#: Channels that one client may listen to.
+MAX_CHANNELS = 1000
+
+#: Seconds without a word after which the connection is asked whether it lives.
+PING_INTERVAL = 30.0
+
+#: What the connection is called in pg_stat_activity.
+APPLICATION_NAME = "ogelproxy listen"
+
+#: Bytes of an identifier that count (manual 4.1.1).
+MAX_NAME_BYTES = 63
+
+BLANK = rb"(?>\s+|--[^\r\n]*|/\*(?s:(?!/\*).)*?\*/)"
+#: LISTEN or UNLISTEN, alone in its text. Atomic groups, so that no text takes long
+#: to refuse. What is written in another way (U&"…", nested comments) is not read.
+STATEMENT = re.compile(
+    rb"\s*(?P<verb>un)?listen"
+    rb"(?:" + BLANK + rb"++|(?=[\"*]))"
+    rb"(?P<name>[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+|\"(?:[^\"\0]|\"\")++\"|\*)"
+    rb"(?:" + BLANK + rb"|;)*+\Z",
+    re.IGNORECASE,
+)
+#: What ends listening, wherever it stands in a query string.
+ENDING = re.compile(rb"\b(?:unlisten\s*\*|discard\s+all\b)", re.IGNORECASE)
+
+HINT = "use a database in auto or session mode, or send it alone"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A LISTEN, or an UNLISTEN when `ends`; of all channels when `channel` is empty."""
+
+    ends: bool
+    channel: bytes  # folded, as it comes in notifications
+    spelled: bytes  # as the client wrote it
+    text: bytes
+
+    #: It returns no rows.
+    columns = None
+
+    @property
+    def tag(self) -> str:
+        return "UNLISTEN" if self.ends else "LISTEN"
+
+
+def parse(text: bytes) -> Statement | None:
+    """Read a statement on a channel; None for any other text."""
+    found = STATEMENT.match(text)
+    if found is None:
+        return None
+    ends, spelled = found["verb"] is not None, found["name"]
+    if spelled == b"*":
+        return Statement(True, b"", spelled, text) if ends else None
+    return Statement(ends, fold(spelled), spelled, text)
+
+
+def fold(spelled: bytes) -> bytes:
+    """Return the name that an identifier means (manual 4.1.1)."""
+    if spelled.startswith(b'"'):
+        name = spelled[1:-1].replace(b'""', b'"')
+    else:
+        name = spelled.lower()  # of ASCII letters only, as with a multi-byte encoding
+    if len(name) > MAX_NAME_BYTES:
+        name = name[:MAX_NAME_BYTES].decode("utf-8", "ignore").encode()
+    return name
+
+
+class Listens:
+    """The statements on channels that one client has prepared, and runs."""
+
+    def __init__(self, channels: Channels, client: Client) -> None:
+        self._channels = channels
+        self._client = client
+        self._portals = Portals[Statement]()
+
+    def __len__(self) -> int:
+        return len(self._portals)
+
+    def takes(self, kind: str, body: bytes) -> bool:
+        """Whether the message is about a channel.
+
+        One that is not may give a name of ours to something else.
+        """
+        portals = self._portals
+        match kind:
+            case "Q":
+                return parse(body[:-1]) is not None
+            case "P":
+                name, text = _two(body)
+                if parse(text) is not None:
+                    return True
+                portals.forget_statement(name)
+            case "B":
+                portal, name = _two(body)
+                if portals.has_statement(name):
+                    return True
+                portals.forget_portal(portal)
+            case "E":
+                return portals.has_portal(body.partition(b"\0")[0])
+            case "D" | "C":
+                has = portals.has_portal if body[:1] == b"P" else portals.has_statement
+                return has(body[1:-1])
+        return False
+
+    def statement(self, kind: str, body: bytes) -> Statement | None:
+        """Return what a Query, a Parse or an Execute is about."""
+        match kind:
+            case "Q":
+                return parse(body[:-1])
+            case "P":
+                return parse(_two(body)[1])
+            case "E":
+                return self._portals.execute(body)[0].statement
+        return None
+
+    def text(self, kind: str, body: bytes) -> bytes:
+        """Return the SQL of a Query or an Execute."""
+        found = self.statement(kind, body)
+        return found.text if found is not None else b""
+
+    def objection(self, kind: str, body: bytes, in_transaction: bool) -> bytes | None:
+        """Return the ErrorResponse for what can't be done in this pool mode.
+
+        A server of the pool's would forget what is listened to there.
+        """
+        found = self.statement(kind, body)
+        if found is None or not in_transaction:
+            return None
+        if kind != "E" and self._channels.is_auto and not self._listens_to(found):
+            return None
+        if not found.ends and self._listens_to(found):
+            return None
+        return messages.plain_error(
+            "0A000",
+            f"{found.tag} inside a transaction is not supported in this pool mode",
+            HINT,
+        )
+
+    def passes(self, kind: str, body: bytes, in_transaction: bool) -> bool:
+        """Whether a message goes to the server that the client holds.
+
+        To one in auto mode that keeps session state for the client, or is in a
+        transaction, it goes as any other statement.
+        """
+        found = self.statement(kind, body)
+        if found is None or kind == "E" or not self._channels.is_auto:
+            return False
+        if found.ends and not in_transaction:
+            self._channels.leave(self._client, found.channel)
+            return True
+        return not self._listens_to(found)
+
+    def _listens_to(self, statement: Statement) -> bool:
+        own = self._channels.of(self._client)
+        return statement.channel in own if statement.channel else bool(own)
+
+    def answer(self, kind: str, body: bytes) -> bytes | None:
+        """Answer a message: None for not yet, then the client is to try again."""
+        try:
+            return self._answer(kind, body)
+        except Refused as refusal:
+            return refusal.message
+
+    def _answer(self, kind: str, body: bytes) -> bytes | None:
+        portals = self._portals
+        match kind:
+            case "P":
+                statement = parse(_two(body)[1])
+                assert statement is not None
+                return portals.parse(_two(body)[0], statement)
+            case "B":
+                return portals.bind(body)
+            case "D":
+                return portals.describe(body)
+            case "C":
+                return portals.close(body)
+            case "Q":
+                statement = parse(body[:-1])
+                assert statement is not None
+                return complete(statement.tag) if self._run(statement) else None
+        portal, limit = portals.execute(body)
+        if portal.result is None:
+            if not self._run(portal.statement):
+                return None
+            portal.result = Result(iter(()), portal.statement.tag)
+        return portal.fetch(portal.result, limit)
+
+    def _run(self, statement: Statement) -> bool:
+        """Run a statement; False when it has to wait. Raises Refused."""
+        if statement.ends:
+            self._channels.leave(self._client, statement.channel)
+            return True
+        return self._channels.join(self._client, statement)
+
+
+def _two(body: bytes) -> tuple[bytes, bytes]:
+    """The first two strings of a message."""
+    parts = body.split(b"\0", 2)
+    return parts[0], parts[1] if len(parts) > 1 else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A query of ours on the connection."""
+
+    number: int
+    channel: bytes  # empty for a ping
+    is_listen: bool
+    message: bytes
+
+
+class Channels:
+    """Who of a pool's clients listens to what, and the connection that does."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.is_auto = pool.target.pool_mode is PoolMode.AUTO
+        self.told_count = 0  # notifications given to clients, ever
+        self._pool = pool
+        self._members: dict[bytes, dict[Client, None]] = {}  # by channel
+        self._own: dict[Client, set[bytes]] = {}  # channels, by client
+        self._waiting: dict[bytes, set[Client]] = {}  # for Postgres to listen
+        self._ready: set[bytes] = set()  # channels that Postgres listens to
+        self._latest: dict[bytes, int] = {}  # the unanswered command on a channel
+        self._numbers = itertools.count()
+        self._owed: deque[Command] = deque()  # not answered
+        self._owed_since = 0.0  # when the oldest of them became the oldest
+        self._error: bytes | None = None  # that the oldest of them met
+        self._task_runs = False
+        self._server: Server | None = None  # logged in
+        self._heard_at = 0.0
+        self._used_at = 0.0  # when somebody last listened
+
+    @property
+    def clients(self) -> Collection[Client]:
+        """The clients that listen."""
+        return self._own.keys()
+
+    @property
+    def count(self) -> int:
+        """How many channels have members."""
+        return len(self._members)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, or one is being made."""
+        return self._task_runs
+
+    def open(self, client: Client) -> Listens:
+        """Make what answers one client."""
+        return Listens(self, client)
+
+    def of(self, client: Client) -> Set[bytes]:
+        """The channels that a client listens to."""
+        return self._own.get(client, frozenset())
+
+    # Members.
+
+    def join(self, client: Client, statement: Statement) -> bool:
+        """Have a client listen; False if it has to wait. Raises Refused.
+
+        One that waits is tried again when it may join, or its request is refused.
+        """
+        channel, own = statement.channel, self.of(client)
+        if channel in own:
+            return True
+        if len(own) >= MAX_CHANNELS:
+            raise Refused("54000", f"more than {MAX_CHANNELS} channels")
+        if channel not in self._ready:
+            waiting = self._waiting.setdefault(channel, set())
+            if not waiting:
+                self._command(channel, b"LISTEN " + statement.spelled, True)
+            waiting.add(client)
+            return False
+        self._members.setdefault(channel, {})[client] = None
+        self._own.setdefault(client, set()).add(channel)
+        client.is_listening = True
+        return True
+
+    def leave(self, client: Client, channel: bytes = b"") -> None:
+        """Have a client listen no more to a channel, or to any."""
+        own = self._own.get(client)
+        if own is None:
+            return
+        for name in {channel} & own if channel else set(own):
+            own.discard(name)
+            members = self._members[name]
+            del members[client]
+            if not members:
+                del self._members[name]
+                self._unlisten(name)
+        if not own:
+            del self._own[client]
+            client.is_listening = False
+            self._used_at = self._now
+
+    def forget(self, client: Client, text: bytes) -> None:
+        """Have a client listen to nothing more if a query string says so."""
+        if ENDING.search(text) is not None:
+            self.leave(client)
+
+    def gone(self, client: Client) -> None:
+        """Forget a client that is closed."""
+        self.leave(client)
+        for waiting in self._waiting.values():
+            waiting.discard(client)
+
+    def _unlisten(self, channel: bytes) -> None:
+        self._ready.discard(channel)
+        quoted = channel.replace(b'"', b'""')
+        self._command(channel, b'UNLISTEN "' + quoted + b'"', False)
+
+    # The connection.
+
+    @property
+    def _now(self) -> float:
+        return self._pool.host.reactor.loop.time()
+
+    def _command(self, channel: bytes, sql: bytes, is_listen: bool) -> None:
+        number = next(self._numbers)
+        message = messages.message(b"Q", sql + b"\0")
+        self._latest[channel] = number
+        if not self._owed:
+            self._owed_since = self._now
+        self._owed.append(Command(number, channel, is_listen, message))
+        if self._server is not None:
+            self._server.send(message)
+        elif not self._task_runs:
+            self._task_runs = True
+            self._pool.host.spawn(self._run())
+
+    async def _run(self) -> None:
+        try:
+            await self._listen()
+        except TargetUnreachable as error:
+            self._end(error)
+        except (OSError, ProtocolViolation) as error:
+            self._end(TargetUnreachable(f"listening connection: {error}"))
+        finally:
+            self._task_runs = False
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+        if self._owed:
+            # Asked for while the connection was being closed.
+            self._task_runs = True
+            self._pool.host.spawn(self._run())
+
+    async def _listen(self) -> None:
+        server = await self._pool.connect({"application_name": APPLICATION_NAME})
+        self._server = server
+        self._heard_at = self._used_at = self._owed_since = self._now
+        server.send(b"".join(command.message for command in self._owed))
+        while True:
+            kind, body = await server.receive_message()
+            self._heard_at = self._now
+            if kind == b"A":
+                self._tell(body)
+            elif kind == b"E":
+                self._error = body
+            elif kind == b"Z":
+                self._answered()
+
+    def _tell(self, body: bytes) -> None:
+        """Give a notification to the members of its channel (manual 55.7)."""
+        limits = self._pool.host.config.client
+        channel = body[4:].partition(b"\0")[0]
+        message = messages.message(b"A", body)
+        for client in list(self._members.get(channel, ())):
+            if client.notify(
+                message, limits.max_notifications, limits.max_notification_bytes
+            ):
+                self.told_count += 1
+            else:
+                self._pool.host.fail(client, TooManyNotifications())
+
+    def _answered(self) -> None:
+        """Postgres answered the oldest command."""
+        command, error = self._owed.popleft(), self._error
+        self._owed_since = self._now
+        self._error = None
+        if self._latest.get(command.channel) != command.number:
+            return
+        del self._latest[command.channel]
+        if not command.is_listen:
+            return
+        waiting = self._waiting.pop(command.channel, set())
+        if error is None:
+            self._ready.add(command.channel)
+        for client in waiting:
+            if error is None:
+                client.retry()
+            else:
+                client.give_up(messages.message(b"E", error))
+
+    def _end(self, error: TargetUnreachable) -> None:
+        """The connection is lost, or there was none to be had."""
+        members, waiting = list(self._own), self._waiting
+        if members:
+            log.warning("%s", error, extra={"tenant": self._pool.handle})
+        self._members, self._own, self._waiting = {}, {}, {}
+        self._ready.clear()
+        self._latest.clear()
+        self._owed.clear()
+        self._error = None
+        for client in set().union(*waiting.values()):
+            client.give_up(self._pool.host.error(error))
+        for client in members:
+            client.is_listening = False
+            self._pool.host.fail(client, ListenerLost())
+
+    # Time.
+
+    def sweep(self, now: float) -> None:
+        """Close the connection when it is silent or nobody listens any more."""
+        for client in self._own:
+            client.tell()
+        server = self._server
+        if server is None:
+            return
+        for channel in self._ready - self._members.keys():
+            # Who asked for it went away before it was answered.
+            self._unlisten(channel)
+        config = self._pool.config
+        if self._owed:
+            if now - self._owed_since > config.connect_timeout:
+                server.close()
+        elif self._members:
+            if now - self._heard_at > PING_INTERVAL:
+                self._command(b"", b"", False)
+        elif 0 < config.server_idle_timeout < now - self._used_at:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection that nobody needs."""
+        if self._server is not None and not self._members:
+            self._server.send(messages.TERMINATE)
+            self._server.close()
