@@ -403,8 +403,8 @@ cdef class ExtendedClient(SimpleClient):
             raise ProtocolViolation("Execute is too short")
         if p[HEADER] != 0:
             statement = self.portals.get(p[HEADER:size - 5]) if self.portals else None
-        if statement is not None and self.breaks_statement_mode(statement.flags):
-            self.refuse(b"E", self.host.transaction_refused)
+        if statement is not None and self.breaks_mode(statement.flags):
+            self.refuse(b"E", self.mode_refusal(statement.flags))
             return size
         # Of a named portal it isn't known whether the Bind that named it succeeded.
         is_free = statement is not None and statement.is_free and p[HEADER] == 0

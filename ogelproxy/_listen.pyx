@@ -47,7 +47,9 @@ cdef class ListenClient(ViewClient):
             verdict = self.on_listen(kind, p, size) if size <= have else DELAYED
             if verdict != PASSED:
                 return size if verdict == ANSWERED else 0
-        if kind == b"Q" and self.is_listening and size <= min(have, MAX_SEEN):
+        if self.is_listening and size <= min(have, MAX_SEEN) and (
+            kind == b"Q" or kind == b"P"
+        ):
             self.pool.channels.forget(self, p[HEADER:size - 1])
         return ViewClient.request(self, kind, p, size, have)
 

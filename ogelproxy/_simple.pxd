@@ -9,7 +9,8 @@ cdef class SimpleClient(ClientCore):
     cdef uint32_t scanned_index       # which reply the scanned message will get
     cdef uint32_t scan_paid           # tokens taken for it
 
-    cdef bint breaks_statement_mode(self, uint32_t flags) noexcept
+    cdef bint breaks_mode(self, uint32_t flags) noexcept
+    cdef bytes mode_refusal(self, uint32_t flags)
     cdef Py_ssize_t on_query(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1

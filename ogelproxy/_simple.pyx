@@ -6,12 +6,13 @@ from ogelproxy._client cimport HELD, REFUSED
 from ogelproxy._fingerprint cimport (
     FLAG_DEALLOCATE,
     FLAG_DISCARD,
+    FLAG_LISTEN,
     FLAG_TRANSACTION,
     scan_feed,
     scan_finish,
     scan_start,
 )
-from ogelproxy._pool cimport MODE_STATEMENT
+from ogelproxy._pool cimport MODE_STATEMENT, MODE_TRANSACTION
 from ogelproxy._replies cimport ASKED_FUNCTION, ASKED_QUERY, Reply
 from ogelproxy._wire cimport HEADER, MAX_SEEN
 
@@ -30,8 +31,18 @@ cdef class SimpleClient(ClientCore):
             return self.on_function(p, size, have)
         return ClientCore.request(self, kind, p, size, have)
 
-    cdef bint breaks_statement_mode(self, uint32_t flags) noexcept:
-        return self.pool.mode == MODE_STATEMENT and flags & FLAG_TRANSACTION != 0
+    cdef bint breaks_mode(self, uint32_t flags) noexcept:
+        """Whether the pool mode can't do it: the server goes to others too soon."""
+        if self.pool.mode == MODE_STATEMENT and flags & FLAG_TRANSACTION:
+            return True
+        return flags & FLAG_LISTEN and (
+            self.pool.mode == MODE_TRANSACTION or self.pool.mode == MODE_STATEMENT
+        )
+
+    cdef bytes mode_refusal(self, uint32_t flags):
+        if flags & FLAG_LISTEN:
+            return self.host.listen_refused
+        return self.host.transaction_refused
 
     cdef Py_ssize_t on_query(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
@@ -52,8 +63,8 @@ cdef class SimpleClient(ClientCore):
         else:
             scan_feed(&self.scan, p + HEADER, have - HEADER)
             cost = max(self.scan.statements - self.scan.free_statements, 1)
-        if self.breaks_statement_mode(self.scan.flags):
-            self.refuse(b"Q", self.host.transaction_refused)
+        if self.breaks_mode(self.scan.flags):
+            self.refuse(b"Q", self.mode_refusal(self.scan.flags))
             return self.drop(size, have)
         if not self.prepaid:
             verdict = self.pay(cost)

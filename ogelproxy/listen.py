@@ -46,20 +46,21 @@ APPLICATION_NAME = "ogelproxy listen"
 #: Bytes of an identifier that count (manual 4.1.1).
 MAX_NAME_BYTES = 63
 
+NAME = rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+|\"(?:[^\"\0]|\"\")++\""
 BLANK = rb"(?>\s+|--[^\r\n]*|/\*(?s:(?!/\*).)*?\*/)"
 #: LISTEN or UNLISTEN, alone in its text. Atomic groups, so that no text takes long
 #: to refuse. What is written in another way (U&"…", nested comments) is not read.
 STATEMENT = re.compile(
     rb"\s*(?P<verb>un)?listen"
     rb"(?:" + BLANK + rb"++|(?=[\"*]))"
-    rb"(?P<name>[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+|\"(?:[^\"\0]|\"\")++\"|\*)"
+    rb"(?P<name>" + NAME + rb"|\*)"
     rb"(?:" + BLANK + rb"|;)*+\Z",
     re.IGNORECASE,
 )
 #: What ends listening, wherever it stands in a query string.
-ENDING = re.compile(rb"\b(?:unlisten\s*\*|discard\s+all\b)", re.IGNORECASE)
-
-HINT = "use a database in auto or session mode, or send it alone"
+ENDING = re.compile(
+    rb"\b(?:unlisten\b\s*(?P<name>" + NAME + rb"|\*)|discard\s+all\b)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +167,7 @@ class Listens:
             return None
         if not found.ends and self._listens_to(found):
             return None
-        return messages.plain_error(
-            "0A000",
-            f"{found.tag} inside a transaction is not supported in this pool mode",
-            HINT,
-        )
+        return self._channels.refusal
 
     def passes(self, kind: str, body: bytes, in_transaction: bool) -> bool:
         """Whether a message goes to the server that the client holds.
@@ -250,6 +247,7 @@ class Channels:
 
     def __init__(self, pool: Pool) -> None:
         self.is_auto = pool.target.pool_mode is PoolMode.AUTO
+        self.refusal = pool.host.listen_refused
         self.told_count = 0  # notifications given to clients, ever
         self._pool = pool
         self._members: dict[bytes, dict[Client, None]] = {}  # by channel
@@ -330,9 +328,13 @@ class Channels:
             self._used_at = self._now
 
     def forget(self, client: Client, text: bytes) -> None:
-        """Have a client listen to nothing more if a query string says so."""
-        if ENDING.search(text) is not None:
-            self.leave(client)
+        """Have a client listen no more to what a query string says.
+
+        At once, whatever becomes of the rest of it.
+        """
+        for found in ENDING.finditer(text):
+            name = found["name"] or b"*"
+            self.leave(client, b"" if name == b"*" else fold(name))
 
     def gone(self, client: Client) -> None:
         """Forget a client that is closed."""

@@ -83,6 +83,14 @@ class Relay:
         self.transaction_refused = messages.error_response(
             NotSupported("a transaction block in statement mode"), is_fatal=False
         )
+        self.listen_refused = messages.error_response(
+            NotSupported(
+                "LISTEN or UNLISTEN inside a transaction, or beside other statements, "
+                "in this pool mode",
+                hint="send it alone, or use a database in session mode",
+            ),
+            is_fatal=False,
+        )
         self.misleading_statuses = frozenset(
             f"{name}\0{value}\0".encode() for name, value in MISLEADING
         )

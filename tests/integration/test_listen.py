@@ -295,6 +295,40 @@ def test_a_listen_inside_a_transaction_is_refused_where_it_would_be_lost(
         listen(client)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/* first of all */ LISTEN news",
+        "SELECT 1; LISTEN news",
+        "BEGIN; LISTEN news; COMMIT",
+        "LISTEN news; UNLISTEN other",
+        'LISTEN U&"news"',
+    ],
+)
+def test_a_listen_that_would_be_lost_is_refused_in_transaction_mode(
+    tenant: Organization, text: str
+) -> None:
+    with RawClient.logged_in(tenant, "transaction") as client:
+        for message in (messages.query(text), extended(text)):
+            if b"; " in message and message.startswith(b"P"):
+                continue  # one statement per Parse
+            client.send(message)
+            answer = client.until(b"Z")
+            assert kinds(answer).endswith("EZ")
+            assert answer[-1][1] == b"I"
+            assert messages.read_fields(answer[-2][1])["C"] == "0A000"
+
+
+def test_a_listen_of_any_form_is_heard_in_auto_mode(
+    tenant: Organization, direct: psycopg.Connection
+) -> None:
+    for text in ("/* first */ LISTEN news", "SELECT 1; LISTEN news", 'LISTEN U&"news"'):
+        with RawClient.logged_in(tenant, "auto") as client:
+            assert client.query(text)[-1] == (b"Z", b"I")
+            notify(direct, "news", "one")
+            assert notification(client.receive()) == ("news", "one")
+
+
 def test_a_listen_inside_a_transaction_takes_effect_with_it_in_auto_mode(
     tenant: Organization, direct: psycopg.Connection
 ) -> None:
