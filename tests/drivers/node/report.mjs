@@ -30,7 +30,6 @@ export async function run() {
     process.stdout.write(`${JSON.stringify(line)}\n`);
   }
   // A case that failed may have left connections open.
-  process.exitCode = 0;
   process.stdout.write("", () => process.exit());
 }
 

@@ -30,8 +30,8 @@ final class Database {
 
     /** Open a connection that never goes through the proxy. */
     static Connection openDirect() throws SQLException {
-        String login = "DRIVER_DIRECT_URL";
-        return DriverManager.getConnection(url(login), login(login));
+        String variable = "DRIVER_DIRECT_URL";
+        return DriverManager.getConnection(url(variable), login(variable));
     }
 
     static String url(String variable) {
