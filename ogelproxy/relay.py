@@ -271,6 +271,9 @@ class Relay:
         if client.is_logging_in:
             client.close()
         else:
+            if client.server is not None:
+                # What was on its way there is lost, perhaps half a message.
+                client.server.is_retiring = True
             self.fail(client, error)
 
     # Time.

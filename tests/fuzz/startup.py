@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from ogelproxy.errors import ProtocolViolation
+from ogelproxy.errors import NotSupported, ProtocolViolation
 from ogelproxy.protocol import messages, startup
 from tests.fuzz.targets import Target
 
@@ -46,8 +46,8 @@ def run(data: bytes) -> None:
             if len(packet) < size:
                 return
             found = startup.parse(packet)
-        except ProtocolViolation as error:
-            assert error.by == "client"
+        except (ProtocolViolation, NotSupported) as error:
+            assert error.kind == "client" and len(error.client_text) < 20_000
             return
         at += size
         if isinstance(found, startup.CancelRequest):

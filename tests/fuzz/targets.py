@@ -18,9 +18,13 @@ CORPUS = Path(__file__).parent / "corpus"
 #: what a target needs is measured and instrumented.
 MODULES = {
     "sql": "sql",
+    "forwarding": "opening",
+    "hello": "opening",
     "startup": "startup",
     "scram-server": "scram",
     "scram-client": "scram",
+    "client": "client",
+    "server": "server",
 }
 
 

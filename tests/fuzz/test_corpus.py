@@ -13,7 +13,7 @@ from tests.fuzz import targets
 def test_no_input_of_the_corpus_makes_its_target_fail(name: str) -> None:
     target = targets.load(name)
     inputs = target.inputs
-    assert len(inputs) > len(target.seeds) > 0
+    assert len(inputs) > 5 <= len(target.seeds)
     for data in inputs:
         target.run(data)
 
