@@ -24,6 +24,7 @@ from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import OgelError
 from ogelproxy.gate import Gate
 from ogelproxy.limiter import Limiter
+from ogelproxy.listen import Channels
 from ogelproxy.metrics import Metrics
 from ogelproxy.pool import Pool
 from ogelproxy.relay import Relay
@@ -119,6 +120,27 @@ class FuzzedRelay(Relay):
 
     def abandon(self, server: Server, is_busy: bool) -> None:
         self.retire(server)
+
+
+class Ear:
+    """The connection that listens for all clients, and hears at once that it does."""
+
+    def __init__(self, answered: Callable[[], None], loop: Loop) -> None:
+        self._answered = answered
+        self._loop = loop
+
+    def send(self, message: bytes) -> None:
+        self._loop.call_soon(self._answered)
+
+    def close(self) -> None: ...
+
+
+class FuzzedChannels(Channels):
+    """Channels that need no connection of their own."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(pool)
+        self._server = Ear(self._answered, pool.host.reactor.loop)  # type: ignore[assignment,arg-type]
 
 
 class Peer:
@@ -350,6 +372,7 @@ def parts() -> tuple[Loop, FuzzedRelay, Attribution, UsageTable, Traffic]:
             tenants=Tenants(tenant),  # type: ignore[arg-type]
             metrics=Metrics(),
         )
+        relay.channels = FuzzedChannels
         table = UsageTable(64)
         attribution = Attribution(
             table,
