@@ -314,6 +314,7 @@ cdef class ExtendedClient(SimpleClient):
             else:
                 statement = self.pool.statements.find(text, self.settings)
             self.names[key] = statement
+            self.traffic.client_parses += 1
             self.pool.statements.tick += 1
             statement.last_used = self.pool.statements.tick
             naming = change_name(key, None, statement)
@@ -384,6 +385,7 @@ cdef class ExtendedClient(SimpleClient):
         elif len(self.portals) < MAX_PORTALS:
             self.portals[portal[:name - portal - 1]] = statement
         self.ask(ASKED_BIND, size)
+        self.traffic.binds += 1
         if not self.shares_names or rest == name:
             return self.forward(p, size, have)
         self.emit_renamed(

@@ -54,6 +54,7 @@ cdef class Lendable(Connection):
     cdef uint32_t flags               # session state that this loan may have made
     cdef uint64_t rows                # of the reply at the head
     cdef uint64_t bytes_out           # sent to the client since the last count
+    cdef double transaction_at        # when the transaction began
     cdef double last_done             # when the reply before this one ended
     cdef readonly double idle_since
     cdef public double opened_at

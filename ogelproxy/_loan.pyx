@@ -89,6 +89,7 @@ cdef class Lendable(Connection):
         self.was_reset = False
         self.rows = 0
         self.bytes_out = 0
+        client.traffic.loans += 1
         return 0
 
     cdef bint is_settled(self) noexcept:
@@ -253,6 +254,8 @@ cdef class Lendable(Connection):
                 len(oldest.server_name) + 1,
             )
         self.prepared[statement] = None
+        if self.client is not None:
+            self.client.traffic.server_parses += 1
         reply = self.replies.push(ASKED_PARSE, action)
         Py_INCREF(naming)
         reply.thing = <PyObject*> naming
@@ -288,6 +291,9 @@ cdef class Lendable(Connection):
         client.traffic.observe(now - reply.started + reply.queued + reply.throttled)
         client.traffic.bytes_in += reply.bytes_in
         client.traffic.bytes_out += self.bytes_out
+        client.traffic.queries += reply.queries
+        client.traffic.query_seconds += measure.server_seconds
+        client.traffic.wait_seconds += reply.queued
         self.bytes_out = 0
         self.last_done = now
 

@@ -27,6 +27,10 @@ from ogelproxy.errors import ProtocolViolation
 
 cdef class ServerCore(Lendable):
 
+    @property
+    def prepared_count(self):
+        return len(self.prepared)
+
     # Answers.
 
     cdef int on_readable(self) except -1:
@@ -310,6 +314,8 @@ cdef class ServerCore(Lendable):
             ASKED_SYNC, ASKED_QUERY, ASKED_FUNCTION
         ):
             raise ProtocolViolation("unexpected ReadyForQuery", by="server")
+        if self.status == b"I":
+            self.transaction_at = head.started
         self.status = p[HEADER]
         if head.action in (REPLY_SKIP, REPLY_RESTORE):
             self.rows = 0
@@ -324,6 +330,9 @@ cdef class ServerCore(Lendable):
         if head.asked != ASKED_SYNC:
             self.count(head)
         self.last_done = self.reactor.now
+        if client is not None and self.status == b"I":
+            client.traffic.transactions += 1
+            client.traffic.transaction_seconds += self.last_done - self.transaction_at
         self.replies.pop()
         if self.replies.count == 0 and self.status == b"I":
             self.flags &= ~<uint32_t> FLAG_TRANSACTION

@@ -8,10 +8,20 @@ cdef enum:
 
 @cython.final
 cdef class Traffic:
-    # What is watched of one tier and database type: plain numbers, changed per
-    # query, which a scrape reads.
+    # What is watched of one target, by the tier its clients came with: plain numbers,
+    # changed per query, which a scrape or an operator reads.
     cdef readonly str tier
     cdef readonly str database_type
+    cdef public uint64_t logins
+    cdef readonly uint64_t loans          # times that a server was lent
+    cdef readonly uint64_t queries
+    cdef readonly uint64_t transactions   # ended ones, a lone query is one too
+    cdef readonly uint64_t client_parses  # named statements that clients prepared
+    cdef readonly uint64_t server_parses  # and that servers were asked to
+    cdef readonly uint64_t binds
+    cdef readonly double query_seconds
+    cdef readonly double transaction_seconds
+    cdef readonly double wait_seconds     # that clients waited for servers
     cdef uint64_t counts[BUCKETS]     # answered queries by their latency
     cdef readonly double seconds      # sum of the latencies
     cdef readonly uint64_t bytes_in

@@ -2,14 +2,25 @@ from typing import final
 
 @final
 class Traffic:
-    """The queries of one tier and database type, in numbers that only grow.
+    """The queries of one target and tier, in numbers that only grow.
 
-    `seconds` is the sum of latencies; `delayed`, `refused` and `warned` count
-    queries that met the rate limit.
+    `seconds` is the sum of latencies, `query_seconds` the servers' part of it;
+    `wait_seconds` is how long clients waited for servers. `delayed`, `refused` and
+    `warned` count queries that met the rate limit. Parses are of named statements.
     """
 
     tier: str
     database_type: str
+    logins: int
+    loans: int
+    queries: int
+    transactions: int
+    client_parses: int
+    server_parses: int
+    binds: int
+    query_seconds: float
+    transaction_seconds: float
+    wait_seconds: float
     seconds: float
     bytes_in: int
     bytes_out: int
@@ -20,3 +31,5 @@ class Traffic:
     @property
     def buckets(self) -> list[int]:
         """Answered queries per bucket of LATENCY_BOUNDS, not cumulative."""
+    def add(self, other: Traffic) -> None:
+        """Add all numbers of another."""

@@ -8,6 +8,7 @@ commands come from `operate`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import resource
@@ -48,7 +49,14 @@ def main() -> None:
     """Run and operate ogelproxy, a multi-tenant Postgres proxy."""
 
 
-for group in (operate.org, operate.key, operate.db, operate.tier, operate.usage):
+for group in (
+    operate.org,
+    operate.key,
+    operate.operator_key,
+    operate.db,
+    operate.tier,
+    operate.usage,
+):
     main.add_command(group)
 
 
@@ -73,13 +81,14 @@ def serve(path: Path | None) -> None:
 
 async def _serve(config: Config, path: Path | None) -> None:
     with until_asked_to_stop():
-        async with Engine(config) as engine:
+        reread = functools.partial(Config.load, path, os.environ)
+        async with Engine(config, reread=reread) as engine:
             asyncio.get_running_loop().add_signal_handler(
                 signal.SIGHUP, reload, engine, path
             )
             logger.info("ready", extra=_addresses(engine))
             try:
-                await asyncio.Event().wait()
+                await engine.stop_asked.wait()
             finally:
                 logger.info("draining", extra={"timeout": config.drain_timeout})
                 await engine.drain()
@@ -146,7 +155,7 @@ async def _dev(options: DevOptions) -> None:
             await stack.start()
         try:
             show(console, stack)
-            await stack.wait_broken()
+            await stack.wait_ended()
         finally:
             console.print("Stopping")
             await stack.stop()
@@ -190,6 +199,8 @@ def show(console: Console, stack: DevStack) -> None:
         # Whole lines: a URL that was wrapped or cut can't be pasted.
         line = f"{each.tier:<11} {each.pool_mode:<12} {each.url}"
         console.print(line, soft_wrap=True, markup=False)
+    line = f"operators' console: {stack.console_url}"
+    console.print(line, soft_wrap=True, markup=False)
     console.print()
     if stack.admin_url is not None:
         console.print(f"Health and metrics: {stack.admin_url}/health and /metrics")

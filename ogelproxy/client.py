@@ -41,6 +41,7 @@ class Client(ListenClient):
     """A client connection, from accept to close."""
 
     address: str = ""  # where it comes from; what a load balancer says, if it may
+    port: int = 0  # at the address that connected to us
     is_forwarded: bool = False  # a load balancer speaks for it
 
     async def receive_message(self) -> tuple[bytes, bytes]:

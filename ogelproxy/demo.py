@@ -62,11 +62,16 @@ class Seeder:
     """Brings an embedded Postgres and its control plane to the demo's shape."""
 
     def __init__(
-        self, postgres: EmbeddedPostgres, control: Control, kept: Mapping[str, Any]
+        self,
+        postgres: EmbeddedPostgres,
+        control: Control,
+        kept: Mapping[str, Any],
+        operator_key: str,
     ) -> None:
         self._postgres = postgres
         self._control = control
         self._kept = kept  # the API key and the role's password of each handle
+        self._operator_key = operator_key
         assert control.secret_key is not None
         self._vault = Vault(control.secret_key)
 
@@ -81,6 +86,7 @@ class Seeder:
             await store.migrate()
             for organization in ORGANIZATIONS:
                 await self._register(store, organization)
+            await self._register_operator(store)
 
     async def _provision(self, store: Store, control_database: str) -> None:
         rows = await store.pool.fetch("SELECT datname FROM pg_database")
@@ -132,6 +138,15 @@ class Seeder:
         if organization.is_unlimited and tenant.limiter_mode is not LimiterMode.OFF:
             await store.set_limiter(handle, LimiterMode.OFF, 0.0, actor=ACTOR)
             await store.set_connections(handle, LOAD_CONNECTIONS, actor=ACTOR)
+
+    async def _register_operator(self, store: Store) -> None:
+        if await store.list_operator_keys():
+            return
+        key = self._operator_key
+        verifier = make_verifier(key, *await store.fetch_operator_scram())
+        await store.create_operator_key(
+            "demo", *verifier, apikey.prefix(key), actor=ACTOR
+        )
 
 
 async def _run(store: Store, statement: str, *names: str) -> None:

@@ -7,6 +7,7 @@ stopped as one. Signals, arguments and what is shown belong to `cli`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import fcntl
@@ -32,6 +33,7 @@ from ogelproxy.demo import ORGANIZATIONS, DemoOrganization, Seeder
 from ogelproxy.embedded import EmbeddedPostgres, is_free
 from ogelproxy.engine import Engine
 from ogelproxy.errors import EmbeddedFailed
+from ogelproxy.tenants.model import OPERATORS
 
 HOST = "127.0.0.1"
 #: The control plane's database on the embedded Postgres.
@@ -78,6 +80,7 @@ class DevStack:
         self._postgres: EmbeddedPostgres | None = None  # set once it runs
         self._engine: Engine | None = None  # set once it runs
         self.databases: list[DemoDatabase] = []
+        self.console_url = ""  # of the operators' console, once it runs
 
     async def start(self) -> None:
         """Start all of it; dev.json is there when it is ready.
@@ -97,8 +100,23 @@ class DevStack:
             await self._engine.drain()
         await self._parts.aclose()
 
-    async def wait_broken(self) -> NoReturn:
-        """Raise EmbeddedFailed once a part ended that nobody stopped."""
+    async def wait_ended(self) -> None:
+        """Wait until an operator's SHUTDOWN asks for the end.
+
+        Raises EmbeddedFailed once a part ended that nobody stopped.
+        """
+        assert self._engine is not None
+        asked = asyncio.create_task(self._engine.stop_asked.wait())
+        broken = asyncio.create_task(self._wait_broken())
+        try:
+            await asyncio.wait([asked, broken], return_when=asyncio.FIRST_COMPLETED)
+            if broken.done():
+                broken.result()
+        finally:
+            asked.cancel()
+            broken.cancel()
+
+    async def _wait_broken(self) -> NoReturn:
         assert self._postgres is not None
         status = await self._postgres.wait_ended()
         raise EmbeddedFailed(
@@ -151,7 +169,8 @@ class DevStack:
         )
 
         self._report("Seeding the control plane and the demo organisations")
-        await Seeder(postgres, control, kept["orgs"]).seed(CONTROL_DATABASE)
+        seeder = Seeder(postgres, control, kept["orgs"], kept["operator_key"])
+        await seeder.seed(CONTROL_DATABASE)
 
         self._report("Starting the proxy")
         # Settings of the environment hold, JWT_SECRET among them, but for those
@@ -176,6 +195,7 @@ class DevStack:
         port = clients[1]
         admin = self._engine.addresses["admin"]
         self.databases = self._demo_databases(port)
+        self.console_url = self._url(OPERATORS, kept["operator_key"], port, OPERATORS)
         parts.callback(state.remove_description)
         state.describe(
             {
@@ -185,20 +205,23 @@ class DevStack:
                 "postgres_url": postgres.dsn(CONTROL_DATABASE),
                 "redis_url": None,
                 "mongodb_url": None,
+                "console_url": self.console_url,
                 "orgs": [self._described(each) for each in ORGANIZATIONS],
             }
         )
 
-    def _demo_databases(self, port: int) -> list[DemoDatabase]:
+    def _url(self, user: str, key: str, port: int, database: str) -> str:
         suffix = "?sslmode=require" if self._options.has_tls else ""
+        return f"postgresql://{user}:{key}@{HOST}:{port}/{database}{suffix}"
+
+    def _demo_databases(self, port: int) -> list[DemoDatabase]:
         return [
             DemoDatabase(
                 organization.handle,
                 organization.tier,
                 name,
                 mode.value,
-                f"postgresql://{organization.handle}:{self._key(organization)}"
-                f"@{HOST}:{port}/{name}{suffix}",
+                self._url(organization.handle, self._key(organization), port, name),
             )
             for organization in ORGANIZATIONS
             for name, mode in organization.databases.items()
@@ -271,6 +294,8 @@ class State:
         path = self.directory / "secrets.json"
         if path.exists():
             self.secrets = orjson.loads(path.read_bytes())
+            if "operator_key" not in self.secrets:  # made before there was a console
+                self.keep(operator_key=apikey.generate())
             return
         if (self.directory / "postgres" / "data").exists():
             raise EmbeddedFailed(
@@ -281,6 +306,7 @@ class State:
             postgres_password=secrets.token_urlsafe(24),
             postgres_port=None,
             secret_key=Fernet.generate_key().decode(),
+            operator_key=apikey.generate(),
             orgs={
                 organization.handle: {
                     "api_key": apikey.generate(),

@@ -19,6 +19,7 @@ from typing import Any, Self
 from ogelproxy.admin import Admin
 from ogelproxy.auth import Authenticator
 from ogelproxy.config import Config
+from ogelproxy.console.operator import OperatorConsole, Parts
 from ogelproxy.console.tenant import TenantConsole
 from ogelproxy.errors import (
     ConfigInvalid,
@@ -39,9 +40,10 @@ from ogelproxy.pool import Pool
 from ogelproxy.relay import Relay
 from ogelproxy.router import Router
 from ogelproxy.tenants.directory import Directory, TenantDirectory
-from ogelproxy.tenants.model import REPLICATION, Tenant
+from ogelproxy.tenants.model import OPERATORS, REPLICATION, Tenant
 from ogelproxy.tenants.store import Store
 from ogelproxy.tenants.vault import Vault
+from ogelproxy.traffic import TrafficBook
 from ogelproxy.usage import Meter
 from ogelproxy.usage.sinks import MemorySink, PostgresSink, Sink
 
@@ -65,8 +67,13 @@ class Engine:
         sinks: Sequence[Sink] | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        reread: Callable[[], Config] | None = None,
     ) -> None:
+        """`reread` reads the settings anew, for an operator's RELOAD."""
         self.config = config
+        #: Set when an operator's SHUTDOWN asked for the end; clients are gone then.
+        self.stop_asked = asyncio.Event()
+        self._reread = reread
         self.metrics = metrics or Metrics()
         self._clock = clock
         self._given_directory = directory
@@ -122,6 +129,22 @@ class Engine:
         ).open
         self._relay.channels = Channels
         self._router = Router(config.pool, self._relay)
+        self._traffic = TrafficBook(self._relay.reactor.now)
+        self._console = OperatorConsole(
+            Parts(
+                config=lambda: self.config,
+                relay=self._relay,
+                router=self._router,
+                tenants=directory,
+                gate=self._gate,
+                traffic=self._traffic,
+                address=lambda: self._listener.address,
+                console_count=lambda: len(self._console),
+                reload=self._reload,
+                stop_accepting=self._stop_accepting,
+                stop=self.stop_asked.set,
+            )
+        )
         authenticator = Authenticator(
             config.auth, mock_secret=await self._mock_secret()
         )
@@ -135,6 +158,8 @@ class Engine:
             router=self._router,
             meter=self._meter,
             metrics=self.metrics,
+            traffic=self._traffic,
+            console=self._console,
         )
         self._login.tls = tls
         directory.subscribe(self._tenant_changed)
@@ -188,15 +213,17 @@ class Engine:
 
         Bounded by `drain_timeout`.
         """
+        self._stop_accepting()
+        await self._relay.drain(self.config.drain_timeout)
+
+    def _stop_accepting(self) -> None:
         self._is_draining = True
         self._listener.close()
-        await self._relay.drain(self.config.drain_timeout)
 
     async def stop(self, grace: float | None = None) -> None:
         """Drain for at most `grace` seconds, then end everything."""
         if self._is_started and not self._is_draining:
-            self._is_draining = True
-            self._listener.close()
+            self._stop_accepting()
             wait = self.config.drain_timeout if grace is None else grace
             await self._relay.drain(wait)
         await self._stop_parts()
@@ -210,7 +237,7 @@ class Engine:
         for name in ("_listener", "_router"):
             if (part := getattr(self, name, None)) is not None:
                 part.close()
-        for name in ("_admin", "_relay", "_meter", "directory"):
+        for name in ("_admin", "_console", "_relay", "_meter", "directory"):
             if (part := getattr(self, name, None)) is not None:
                 await part.stop()
         if self._store is not None:
@@ -230,6 +257,11 @@ class Engine:
         self._router.reload(config.pool)
         self.config = config
         log.info("settings reloaded")
+
+    def _reload(self) -> None:
+        if self._reread is None:
+            raise ConfigInvalid("this engine was given its settings, not a file")
+        self.reload(self._reread())
 
     # What it tells.
 
@@ -271,7 +303,7 @@ class Engine:
         }
 
     def _samples(self) -> Iterable[LatencySample | GaugeSample | CounterSample]:
-        for traffic in self._login.traffic:
+        for traffic in self._traffic.sums():
             tier, kind = traffic.tier, traffic.database_type
             counts = traffic.buckets
             yield LatencySample(tier, kind, counts, traffic.seconds)
@@ -331,11 +363,16 @@ class Engine:
             try:
                 self._relay.sweep(now)
                 self._router.sweep(now)
+                pools = self._router.pools
+                self._traffic.sweep(now, (pool.target.id for pool in pools))
             except Exception:
                 log.exception("sweep failed")
 
     def _tenant_changed(self, old: Tenant, new: Tenant | None) -> None:
         """Carry a change in the control plane to open connections."""
+        if old.handle == OPERATORS:
+            self._console.update(new)
+            return
         if new is None:
             self._limiter.forget(old.handle)
         else:

@@ -8,7 +8,8 @@ known here.
     OgelError
     ├── CredentialRejected   TokenRequiresTLS   TLSRequired   LoginThrottled
     ├── LoginTimeout         TenantSuspended     CertificateRejected
-    ├── DatabaseUnknown      TooManyConnections  ServerBusy
+    ├── DatabaseUnknown      DatabaseDisabled
+    ├── TooManyConnections   ServerBusy
     ├── RateLimited          QueryTooLarge
     ├── PoolTimeout          ServerLost
     ├── TargetUnreachable    (CircuitOpen, TargetFull)
@@ -126,6 +127,18 @@ class DatabaseUnknown(OgelError):
 
     def __init__(self, name: str) -> None:
         self.client_text = f'database "{name}" does not exist'
+        super().__init__()
+
+
+class DatabaseDisabled(OgelError):
+    """An operator has new connections to this database refused for now."""
+
+    code = "database_disabled"
+    sqlstate = "57P03"
+    kind = "tenant"
+
+    def __init__(self, name: str) -> None:
+        self.client_text = f'database "{name}" does not accept connections now'
         super().__init__()
 
 

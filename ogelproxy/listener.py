@@ -113,6 +113,7 @@ class Listener:
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             client = Client(self._relay.reactor, accepted.detach())
             client.address = peer[0].removeprefix("::ffff:")
+            client.port = peer[1]
             self._logins += 1
             self._relay.spawn(self._log_in(client))
 

@@ -18,11 +18,11 @@ from uuid import UUID
 
 from ogelproxy import replication
 from ogelproxy._pool import Settings
-from ogelproxy._traffic import Traffic
 from ogelproxy.auth import Authenticator
 from ogelproxy.auth.certificate import organizations
 from ogelproxy.client import Client, Session
 from ogelproxy.config import Config
+from ogelproxy.console.operator import DATABASES, OperatorConsole
 from ogelproxy.errors import (
     CertificateRejected,
     DatabaseUnknown,
@@ -35,7 +35,7 @@ from ogelproxy.errors import (
 )
 from ogelproxy.protocol import forwarding, hello, messages, startup
 from ogelproxy.replication import ReplicationPool
-from ogelproxy.tenants.model import Credential, Target, Tenant
+from ogelproxy.tenants.model import OPERATORS, Credential, Target, Tenant
 
 if TYPE_CHECKING:
     from ogelproxy.gate import Gate
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ogelproxy.pool import Pool
     from ogelproxy.relay import Relay, Tenants
     from ogelproxy.router import Router
+    from ogelproxy.traffic import TrafficBook
     from ogelproxy.usage import Meter
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ class Login:
         router: Router,
         meter: Meter,
         metrics: Metrics,
+        traffic: TrafficBook,
+        console: OperatorConsole,
     ) -> None:
         self.config = config
         self.tls: Tls | None = None  # replaced at a reload
@@ -88,11 +91,8 @@ class Login:
         self._router = router
         self._meter = meter
         self._metrics = metrics
-        self._traffic: dict[tuple[str, str], Traffic] = {}
-
-    @property
-    def traffic(self) -> list[Traffic]:
-        return list(self._traffic.values())
+        self._traffic = traffic
+        self._console = console
 
     async def run(self, client: Client) -> None:
         """Log a client in, or tell it why not."""
@@ -147,6 +147,11 @@ class Login:
             client.close()
             return
         credential = await self._authenticate(client, packet)
+        if credential.handle == OPERATORS:
+            if packet.database not in DATABASES:
+                raise DatabaseUnknown(packet.database)
+            self._console.enter(client, credential)
+            return
         tenant = await self._tenants.find(credential.handle)
         if tenant is not None and packet.database not in tenant.databases:
             # It may have been made a moment ago.
@@ -368,6 +373,10 @@ class Login:
             + messages.backend_key_data(process_id, secret)
             + messages.READY_IDLE
         )
+        traffic = self._traffic.of(
+            pool.target.id, tenant.tier.name, str(pool.target.type)
+        )
+        traffic.logins += 1
         client.start(
             self._relay,
             pool,
@@ -375,7 +384,7 @@ class Login:
             self._limiter.bucket(tenant),
             attribution,
             self._meter.table,
-            self._traffic_of(tenant.tier.name, pool.target.type),
+            traffic,
         )
         self._relay.enter(client)
 
@@ -392,13 +401,6 @@ class Login:
         if self._router.route(tenant, target.name) != target:
             raise DatabaseUnknown(target.name)
         return tenant
-
-    def _traffic_of(self, tier: str, database_type: str) -> Traffic:
-        key = (tier, str(database_type))
-        found = self._traffic.get(key)
-        if found is None:
-            found = self._traffic[key] = Traffic(*key)
-        return found
 
 
 def _session_settings(packet: startup.Startup) -> dict[str, str]:

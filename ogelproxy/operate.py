@@ -329,6 +329,43 @@ async def revoke_key(store: Store, handle: str, key_id: UUID) -> Answer:
     return Answer({"id": key_id, "handle": handle}, f"key {key_id} is revoked")
 
 
+@click.group("operator-key")
+def operator_key() -> None:
+    """Keys of the operators' console, the database `ogel`."""
+
+
+@operator_key.command("create")
+@click.option("--name", default="default", show_default=True, help="To tell it by.")
+@operation
+async def create_operator_key(store: Store, name: str) -> Answer:
+    """Create an operator's key and show it, this once."""
+    secret = apikey.generate()
+    verifier = make_verifier(secret, *await store.fetch_operator_scram())
+    key_id = await store.create_operator_key(
+        name, *verifier, apikey.prefix(secret), actor=_actor()
+    )
+    return Answer(
+        {"id": key_id, "name": name, "secret": secret},
+        f"{secret}\nThis is the operator key {name}; it can't be shown again.",
+    )
+
+
+@operator_key.command("list")
+@operation
+async def list_operator_keys(store: Store) -> Answer:
+    """List the operators' keys, revoked ones too."""
+    return Answer(await store.list_operator_keys())
+
+
+@operator_key.command("revoke")
+@click.argument("key_id", metavar="ID", type=click.UUID)
+@operation
+async def revoke_operator_key(store: Store, key_id: UUID) -> Answer:
+    """End an operator's key and the consoles that it opened."""
+    await store.revoke_operator_key(key_id, actor=_actor())
+    return Answer({"id": key_id}, f"operator key {key_id} is revoked")
+
+
 @click.group()
 def db() -> None:
     """Databases of organisations."""

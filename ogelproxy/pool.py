@@ -75,6 +75,7 @@ class Pool(PoolCore):
         self.circuit = Circuit()
         self._channels: Channels | None = None  # made when first listened to
         self.opening = 0  # attempts begun or waiting for their time
+        self.is_paused = False  # by an operator: no server is lent; set by the router
         self._swept_at = 0.0
         self._settings: OrderedDict[tuple[tuple[str, str], ...], Settings] = (
             OrderedDict()
@@ -101,7 +102,8 @@ class Pool(PoolCore):
 
     @property
     def has_room(self) -> bool:
-        return self.size + self.opening < self.config.max_servers
+        """Whether one more server may be opened."""
+        return not self.is_paused and self.size + self.opening < self.config.max_servers
 
     def wanted(self) -> None:
         """Open a server for a client that waits, where that is allowed."""
@@ -165,7 +167,8 @@ class Pool(PoolCore):
             log.warning("can't use a server: %s", error, extra={"tenant": self.handle})
             raise error
         self.size += 1
-        server.epoch = epoch
+        # One that was under way when the pool was paused is not lent either.
+        server.epoch = epoch - self.is_paused
         if self.config.server_lifetime:
             # Spread, so that servers opened together don't all end together.
             lifetime = self.config.server_lifetime * random.uniform(0.9, 1.1)
@@ -279,6 +282,17 @@ class Pool(PoolCore):
         if changes:
             resets.append(f"SELECT {', '.join(changes)}")
         return messages.query(";".join(resets))
+
+    def pause(self) -> None:
+        """Lend no server until `resume`; those that are lent end with their loans."""
+        self.is_paused = True
+        self.retire_all()
+
+    def resume(self) -> None:
+        """Undo `pause`: open servers for those who wait."""
+        self.is_paused = False
+        for _ in range(self.waiting_count + len(self.provers)):
+            self.wanted()
 
     def retire_all(self) -> None:
         """Use none of the present servers again once their loans end."""

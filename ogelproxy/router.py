@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from ogelproxy.config import Pool as PoolConfig
-from ogelproxy.errors import DatabaseUnknown, NotSupported
+from ogelproxy.errors import DatabaseDisabled, DatabaseUnknown, NotSupported
 from ogelproxy.pool import Pool, session_parameters
 from ogelproxy.tenants.model import DatabaseType, Target, Tenant
 
@@ -32,18 +32,24 @@ class Router:
         # Not routed to, with clients or servers that are yet to go.
         self._unrouted: list[Pool] = []
         self._unused_since: dict[UUID, float] = {}
+        # What operators asked for, by target; it outlives the pools.
+        self.is_paused = False  # all of them
+        self._paused: set[UUID] = set()
+        self._disabled: set[UUID] = set()
 
     @property
     def pools(self) -> list[Pool]:
         return [*self._pools.values(), *self._unrouted]
 
     def route(self, tenant: Tenant, database: str) -> Target:
-        """Find the target. Raises DatabaseUnknown, NotSupported."""
+        """Find the target. Raises DatabaseUnknown, DatabaseDisabled, NotSupported."""
         target = tenant.databases.get(database)
         if target is None:
             raise DatabaseUnknown(database)
         if target.type is not DatabaseType.POSTGRES:
             raise NotSupported(f"database type {target.type}")
+        if target.id in self._disabled:
+            raise DatabaseDisabled(database)
         return target
 
     def pool(self, tenant: Tenant, target: Target) -> Pool:
@@ -51,6 +57,7 @@ class Router:
         pool = self._pools.get(target.id)
         if pool is None:
             pool = Pool(tenant, target, self._config, self._host)
+            pool.is_paused = self.is_paused or target.id in self._paused
             self._pools[target.id] = pool
         return pool
 
@@ -86,11 +93,57 @@ class Router:
                 self._unrouted.remove(pool)
         for key, pool in list(self._pools.items()):
             pool.sweep(now)
-            if pool.is_used:
+            is_kept = key in self._paused or key in self._disabled
+            if pool.is_used or is_kept:
                 self._unused_since.pop(key, None)
             elif now - self._unused_since.setdefault(key, now) > POOL_TTL:
                 del self._pools[key]
                 del self._unused_since[key]
+
+    # What operators ask for.
+
+    def pools_of(self, target_id: UUID) -> list[Pool]:
+        """Return the target's pool, and those it replaced that are yet to go."""
+        return [pool for pool in self.pools if pool.target.id == target_id]
+
+    def is_target_paused(self, target_id: UUID) -> bool:
+        return self.is_paused or target_id in self._paused
+
+    @property
+    def has_paused(self) -> bool:
+        """Whether anything is paused."""
+        return self.is_paused or bool(self._paused)
+
+    def is_disabled(self, target_id: UUID) -> bool:
+        return target_id in self._disabled
+
+    def pause(self, target_id: UUID | None) -> None:
+        """Lend no servers of a target, or of any; `pause` of the pool says how."""
+        if target_id is None:
+            self.is_paused = True
+        else:
+            self._paused.add(target_id)
+        for pool in self.pools if target_id is None else self.pools_of(target_id):
+            pool.pause()
+
+    def resume(self, target_id: UUID | None) -> None:
+        """Undo `pause` of a target; without one, of all that are paused."""
+        if target_id is None:
+            self.is_paused = False
+            self._paused.clear()
+        else:
+            self._paused.discard(target_id)
+        for pool in self.pools:
+            if pool.is_paused and not self.is_target_paused(pool.target.id):
+                pool.resume()
+
+    def disable(self, target_id: UUID) -> None:
+        """Refuse new connections to a target."""
+        self._disabled.add(target_id)
+
+    def enable(self, target_id: UUID) -> None:
+        """Undo `disable`."""
+        self._disabled.discard(target_id)
 
     def reload(self, config: PoolConfig) -> None:
         self._config = config

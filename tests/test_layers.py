@@ -32,7 +32,7 @@ ROWS = (
     ),
     ("_reactor", "_statements", "protocol", "settings", "embedded"),
     ("_pool", "tenants.model"),
-    ("_loan", "tenants", "auth", "gate", "limiter", "usage"),
+    ("_loan", "tenants", "auth", "gate", "limiter", "usage", "traffic"),
     ("_server", "_client", "demo"),
     ("_simple", "server"),
     ("_extended",),

@@ -15,6 +15,7 @@ import ogelproxy
 from ogelproxy import OgelError, errors
 from ogelproxy.errors import (
     CircuitOpen,
+    DatabaseDisabled,
     DatabaseUnknown,
     FeatureNotIncluded,
     InternalError,
@@ -35,6 +36,7 @@ KINDS = set("client auth limit tenant pool server backend control internal".spli
 #: Those that are made from something other than a text for the log.
 MADE: dict[type[OgelError], OgelError] = {
     CircuitOpen: CircuitOpen(1.5, TargetUnreachable()),
+    DatabaseDisabled: DatabaseDisabled("app"),
     DatabaseUnknown: DatabaseUnknown("app"),
     FeatureNotIncluded: FeatureNotIncluded("replication", "free"),
     InternalError: InternalError("IndexError: 3"),

@@ -9,7 +9,6 @@ credential may do, and whether its tenant is suspended, is not asked here.
 from __future__ import annotations
 
 import abc
-import re
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -20,9 +19,8 @@ from ogelproxy.auth.jwt import TokenVerifier
 from ogelproxy.auth.scram import ScramServer
 from ogelproxy.config import Auth
 from ogelproxy.errors import CredentialRejected, ProtocolViolation, TokenRequiresTLS
-from ogelproxy.tenants.model import Credential, Tenant
+from ogelproxy.tenants.model import HANDLE, OPERATORS, Credential, Tenant
 
-HANDLE = re.compile(r"org_[a-z0-9_]{1,56}")
 TOKEN_SUFFIX = ".jwt"
 
 #: Codes of Authentication messages (manual 55.7).
@@ -201,7 +199,7 @@ class Authenticator:
         Raises CredentialRejected for a name that no organisation can have.
         """
         handle = user.removesuffix(TOKEN_SUFFIX)
-        if not HANDLE.fullmatch(handle):
+        if handle != OPERATORS and not HANDLE.fullmatch(handle):
             raise CredentialRejected("user is not an organisation's handle")
         return handle, handle != user
 
@@ -221,11 +219,14 @@ class Authenticator:
         whether nobody can listen (TLS, loopback, Unix socket); `source` is the
         client's IP address, empty for a Unix socket; `channel_binding` is our
         certificate's hash (RFC 5929, section 4.1), None without TLS.
-        Raises TokenRequiresTLS, LoginThrottled.
+        Raises TokenRequiresTLS, LoginThrottled, and CredentialRejected for a token
+        of operators: whoever issues tokens vouches for tenants only.
         """
         attempts = Attempts(self._budget, handle, source, self._clock)
         attempts.check()
         if is_token:
+            if handle == OPERATORS:
+                raise CredentialRejected("operators log in by key")
             if not is_private:
                 raise TokenRequiresTLS()
             return TokenExchange(

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 
 from ogelproxy.config import Control
 from ogelproxy.errors import ControlUnavailable
-from ogelproxy.tenants.model import HANDLE, Tenant
+from ogelproxy.tenants.model import HANDLE, OPERATORS, Tenant
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ class Directory:
         return self._clock() - self._stale_since > self._config.stale_ttl
 
     def _is_unknown(self, handle: str) -> bool:
-        if not HANDLE.fullmatch(handle):
+        if handle != OPERATORS and not HANDLE.fullmatch(handle):
             return True
         forgotten_at = self._unknown.get(handle)
         if forgotten_at is None:

@@ -23,6 +23,8 @@ STEADY_SECONDS = 1.0
 
 #: The handle of an organisation; `fullmatch` it.
 HANDLE = re.compile(r"org_[a-z0-9_]{1,56}")
+#: The handle of the operators' record, which no organisation can have.
+OPERATORS = "ogel"
 
 
 #: The feature of a tier that lets replication connections pass.

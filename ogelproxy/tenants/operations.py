@@ -96,15 +96,8 @@ class Session(Protocol):
     async def fetchval(self, query: str, /, *args: object) -> Any: ...
 
 
-class Operations(ABC):
-    """What operators may do; every method may raise OperationRefused, one sentence.
-
-    `actor` names in the audit who did it.
-    """
-
-    @property
-    @abstractmethod
-    def _vault(self) -> Vault: ...
+class Sessions(ABC):
+    """What lends connections to the control plane."""
 
     @abstractmethod
     def _session(self) -> AbstractAsyncContextManager[Session]:
@@ -113,6 +106,17 @@ class Operations(ABC):
     @abstractmethod
     def _transaction(self) -> AbstractAsyncContextManager[Session]:
         """Lend a session in a transaction that commits unless an error is raised."""
+
+
+class Operations(Sessions):
+    """What operators may do; every method may raise OperationRefused, one sentence.
+
+    `actor` names in the audit who did it.
+    """
+
+    @property
+    @abstractmethod
+    def _vault(self) -> Vault: ...
 
     async def list_organizations(self) -> list[Organization]:
         """Return all organisations, by handle."""
@@ -190,7 +194,7 @@ class Operations(ABC):
                 "VALUES ($1, $2, $3, $4) RETURNING id",
                 *(handle, name, tier, secrets.token_bytes(16)),
             )
-            await _record(
+            await record_event(
                 session, actor, "organization.create", org_id, handle=handle, tier=tier
             )
 
@@ -222,7 +226,7 @@ class Operations(ABC):
                 "UPDATE platform.organizations SET tier = $2 WHERE id = $1",
                 *(org["id"], tier),
             )
-            await _record(
+            await record_event(
                 session,
                 actor,
                 "organization.set_tier",
@@ -280,7 +284,7 @@ class Operations(ABC):
                 "VALUES ($1, $2, $3, $4, $5) RETURNING id",
                 *(org["id"], name, stored_key, server_key, prefix),
             )
-            await _record(
+            await record_event(
                 session, actor, "key.create", org["id"], key=str(key_id), name=name
             )
         return KeyVerifier(key_id, name, stored_key, server_key)
@@ -296,7 +300,7 @@ class Operations(ABC):
             )
             if name is None:
                 raise OperationRefused(f"{handle} has no live key {key_id}")
-            await _record(
+            await record_event(
                 session, actor, "key.revoke", org["id"], key=str(key_id), name=name
             )
 
@@ -341,7 +345,7 @@ class Operations(ABC):
             )
             if row is None:
                 raise OperationRefused(f"{handle} has a database {name} already")
-            await _record(
+            await record_event(
                 session, actor, "database.create", org["id"], name=name, type=type
             )
         return _database(row)
@@ -363,7 +367,7 @@ class Operations(ABC):
                 "WHERE org_id = $1 AND name = $2",
                 *(org["id"], name, self._vault.encrypt(dsn)),
             )
-            await _record(session, actor, "database.set_dsn", org["id"], name=name)
+            await record_event(session, actor, "database.set_dsn", org["id"], name=name)
 
     async def drop_database(self, handle: str, name: str, *, actor: str) -> None:
         """Stop routing to a database; its data stays where it is."""
@@ -376,7 +380,7 @@ class Operations(ABC):
             )
             if dropped is None:
                 raise OperationRefused(f"{handle} has no active database {name}")
-            await _record(session, actor, "database.drop", org["id"], name=name)
+            await record_event(session, actor, "database.drop", org["id"], name=name)
 
     async def set_tier_limit(
         self, tier: str, limit: str, value: str | None, *, actor: str
@@ -394,7 +398,7 @@ class Operations(ABC):
             )
             if not is_known:
                 raise OperationRefused(f"tier {tier} does not exist")
-            await _record(
+            await record_event(
                 session, actor, "tier.set", None, tier=tier, limit=limit, value=value
             )
 
@@ -429,7 +433,7 @@ class Operations(ABC):
                 )
                 count += len(rotated)
                 if len(rows) < REENCRYPT_ROWS:
-                    await _record(
+                    await record_event(
                         session,
                         actor,
                         "database.reencrypt",
@@ -448,12 +452,13 @@ class Operations(ABC):
     async def record_key_uses(self, uses: Mapping[UUID, datetime.datetime]) -> None:
         """Note when keys were last used; not an operator's act, so no event."""
         async with self._transaction() as session:
-            await session.execute(
-                "UPDATE platform.api_keys k "
-                "SET last_used_at = greatest(k.last_used_at, u.at) FROM "
-                "unnest($1::uuid[], $2::timestamptz[]) AS u (id, at) WHERE k.id = u.id",
-                *(list(uses), list(uses.values())),
-            )
+            for table in ("api_keys", "operator_keys"):
+                await session.execute(
+                    f"UPDATE platform.{table} k "
+                    "SET last_used_at = greatest(k.last_used_at, u.at) FROM unnest("
+                    "$1::uuid[], $2::timestamptz[]) AS u (id, at) WHERE k.id = u.id",
+                    *(list(uses), list(uses.values())),
+                )
 
     async def _set(
         self, handle: str, action: str, actor: str, **columns: str | int | None
@@ -467,7 +472,7 @@ class Operations(ABC):
                 f"UPDATE platform.organizations SET {changes} WHERE id = $1",
                 *(org["id"], *columns.values()),
             )
-            await _record(
+            await record_event(
                 session, actor, f"organization.{action}", org["id"], **columns
             )
 
@@ -495,9 +500,10 @@ async def _lock(session: Session, handle: str) -> Mapping[str, Any]:
     return row
 
 
-async def _record(
+async def record_event(
     session: Session, actor: str, action: str, org_id: UUID | None, **details: object
 ) -> None:
+    """Leave an event in the audit."""
     await session.execute(
         "INSERT INTO platform.events (actor, action, org_id, details) "
         "VALUES ($1, $2, $3, $4)",

@@ -28,6 +28,7 @@ from ogelproxy.errors import (
     SecretUnreadable,
 )
 from ogelproxy.tenants.model import (
+    OPERATORS,
     DatabaseType,
     KeyVerifier,
     LimiterMode,
@@ -37,6 +38,7 @@ from ogelproxy.tenants.model import (
     Tier,
 )
 from ogelproxy.tenants.operations import Operations
+from ogelproxy.tenants.operators import OperatorKeys, fetch_operators
 from ogelproxy.tenants.vault import Vault
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class _Connection(BaseConnection):
         return ""
 
 
-class Store(Operations):
+class Store(Operations, OperatorKeys):
     """The control plane's Postgres: open before use, close at the end.
 
     Without a vault it can do everything but read and write connection strings.
@@ -225,15 +227,20 @@ class Store(Operations):
         """Return those of the tenants that exist, by handle, in one round trip."""
         async with self._session() as session:
             rows = await session.fetch(_TENANTS, handles)
-        return {row["handle"]: self._tenant(row) for row in rows}
+            found = {row["handle"]: self._tenant(row) for row in rows}
+            if OPERATORS in handles and (operators := await fetch_operators(session)):
+                found[OPERATORS] = operators
+        return found
 
     async def fetch_versions(self, handles: Collection[str]) -> dict[str, int]:
         """Return the versions of those of the tenants that exist, by handle."""
         async with self._session() as session:
             rows = await session.fetch(
                 "SELECT handle, version FROM platform.organizations "
-                "WHERE handle = ANY($1)",
-                handles,
+                "WHERE handle = ANY($1) "
+                "UNION ALL SELECT $2, version FROM platform.operators "
+                "WHERE $2 = ANY($1)",
+                *(handles, OPERATORS),
             )
         return {row["handle"]: row["version"] for row in rows}
 

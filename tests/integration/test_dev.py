@@ -133,6 +133,12 @@ def test_dev_json_says_what_runs_and_is_private(stack: Stack) -> None:
         assert stat.S_IMODE((stack.state / name).stat().st_mode) == 0o600
 
 
+def test_the_console_is_there_for_who_has_its_url(stack: Stack) -> None:
+    url = stack.description["console_url"]
+    assert url in stack.output
+    assert str(ask(url, "SHOW VERSION")).startswith("ogelproxy ")
+
+
 def test_both_ports_of_dev_json_are_open(stack: Stack) -> None:
     for name in ("port", "admin_port"):
         socket.create_connection(("127.0.0.1", stack.description[name])).close()

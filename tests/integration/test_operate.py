@@ -18,14 +18,21 @@ from ogelproxy import operate
 from ogelproxy.auth import apikey
 from ogelproxy.auth.scram import make_verifier
 from ogelproxy.config import Control, Secret
-from ogelproxy.tenants.model import Tenant
+from ogelproxy.tenants.model import OPERATORS, Tenant
 from ogelproxy.tenants.store import Store
 from ogelproxy.tenants.vault import Vault
 from tests.fixtures.postgres import Postgres
 
 GROUPS = {
     group.name: group
-    for group in (operate.org, operate.key, operate.db, operate.tier, operate.usage)
+    for group in (
+        operate.org,
+        operate.key,
+        operate.operator_key,
+        operate.db,
+        operate.tier,
+        operate.usage,
+    )
 }
 KEY = "a passphrase of operators"
 DSN = "postgresql://role:hunter22@10.0.0.1/db"
@@ -137,6 +144,28 @@ def test_a_key_as_json_holds_its_secret(terminal: Terminal) -> None:
     made = terminal.read("key create org_a")
     assert apikey.is_well_formed(made["secret"])
     assert made["name"] == "default"
+
+
+def test_operators_keys_are_made_listed_and_revoked(terminal: Terminal) -> None:
+    assert terminal.type("operator-key list") == "none\n"
+    assert terminal.tenant(OPERATORS) is None
+    secret = terminal.type("operator-key create --name alice").splitlines()[0]
+    made = terminal.read("operator-key create")
+    operators = terminal.tenant(OPERATORS)
+    assert [key.name for key in operators.keys] == ["alice", "default"]
+    verifier = make_verifier(secret, operators.salt, operators.iterations)
+    assert (operators.keys[0].stored_key, operators.keys[0].server_key) == verifier
+    shown = terminal.type("operator-key list")
+    assert apikey.prefix(secret) in shown
+    assert secret not in shown
+    terminal.type(f"operator-key revoke {made['id']}")
+    after = terminal.tenant(OPERATORS)
+    assert [key.name for key in after.keys] == ["alice"]
+    assert after.version > operators.version
+    refusal = terminal.refusal(f"operator-key revoke {made['id']}")
+    assert "no live operator key" in refusal
+    assert [row["name"] for row in terminal.read("org list")] == []
+    assert "is no handle" in terminal.refusal(f"org create {OPERATORS}")
 
 
 def test_a_connection_string_comes_by_standard_input(terminal: Terminal) -> None:

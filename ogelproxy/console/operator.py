@@ -1,0 +1,336 @@
+"""Operator: the database `ogel`, for operators' keys.
+
+What PgBouncer's console tells and does, for its dashboards, and in the extended
+protocol too. A console is no client: it takes no slot, no token and no server, and is
+in no usage. The login is `login`'s; what is shown is `tables`', what is done
+`commands`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from ogelproxy.console.commands import Commands
+from ogelproxy.console.portals import Portals, Refused, Result, complete, render
+from ogelproxy.console.statements import Command, split, unknown
+from ogelproxy.console.tables import SESSION, Tables
+from ogelproxy.errors import (
+    CredentialRejected,
+    OgelError,
+    ProtocolViolation,
+    ServerBusy,
+)
+from ogelproxy.protocol import messages
+from ogelproxy.protocol.rows import Column, Type, Value
+from ogelproxy.tenants.model import OPERATORS, Credential, Tenant
+
+if TYPE_CHECKING:
+    from ogelproxy.client import Client
+    from ogelproxy.config import Config
+    from ogelproxy.gate import Gate
+    from ogelproxy.relay import Relay, Tenants
+    from ogelproxy.router import Router
+    from ogelproxy.traffic import TrafficBook
+
+log = logging.getLogger(__name__)
+
+#: Database names that are the console; the second so that programs made for
+#: PgBouncer need another host and key only.
+DATABASES = (OPERATORS, "pgbouncer")
+MAX_CONSOLES = 100
+
+EMPTY = b"I\0\0\0\4"
+#: What drivers read off ParameterStatus. The version is one they know how to speak to.
+STATUSES = {
+    "server_version": "17.0 (ogelproxy {version})",
+    "server_encoding": "UTF8",
+    "client_encoding": "UTF8",
+    "application_name": "",
+    "DateStyle": SESSION["datestyle"],
+    "IntervalStyle": "postgres",
+    "TimeZone": SESSION["timezone"],
+    "integer_datetimes": "on",
+    "standard_conforming_strings": "on",
+    "session_authorization": OPERATORS,
+    "is_superuser": "off",
+    "in_hot_standby": "off",
+    "default_transaction_read_only": "off",
+}
+#: Statements that drivers send around those of people: their tags. What there is of
+#: a session here, they leave as it is.
+COURTESIES = {
+    "BEGIN": "BEGIN",
+    "START": "START TRANSACTION",
+    "COMMIT": "COMMIT",
+    "END": "COMMIT",
+    "ROLLBACK": "ROLLBACK",
+    "ABORT": "ROLLBACK",
+    "RESET": "RESET",
+    "DISCARD": "DISCARD ALL",
+    "DEALLOCATE": "DEALLOCATE ALL",
+    "CLOSE": "CLOSE CURSOR ALL",
+    "UNLISTEN": "UNLISTEN",
+}
+OPENING, CLOSING = ("BEGIN", "START"), ("COMMIT", "END", "ROLLBACK", "ABORT")
+#: Questions by which drivers and pools try a connection, and their answers.
+QUESTIONS: dict[str, tuple[Column, Value]] = {
+    "1": (Column("?column?", Type.INT4), 1),
+    "pg_advisory_unlock_all()": (Column("pg_advisory_unlock_all"), ""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What of an engine its console sees and touches."""
+
+    config: Callable[[], Config]
+    relay: Relay
+    router: Router
+    tenants: Tenants
+    gate: Gate
+    traffic: TrafficBook
+    address: Callable[[], tuple[str, int] | None]  # where clients connect
+    console_count: Callable[[], int]
+    reload: Callable[[], None]  # raises ConfigInvalid, OSError
+    stop_accepting: Callable[[], None]
+    stop: Callable[[], None]  # asks whoever runs the engine
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A command with the columns of its rows; None when it returns none."""
+
+    command: Command | None  # None for an empty query
+    columns: Sequence[Column] | None = None
+
+
+class OperatorConsole:
+    """The consoles of one engine."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._tables = Tables(parts)
+        self._commands = Commands(parts)
+        self._sessions: dict[Client, tuple[UUID | None, asyncio.Task[None]]] = {}
+
+    def __len__(self) -> int:
+        """Return how many are open."""
+        return len(self._sessions)
+
+    def enter(self, client: Client, credential: Credential) -> None:
+        """Open a console on a client that has proven to be an operator.
+
+        Raises ServerBusy.
+        """
+        if len(self._sessions) >= MAX_CONSOLES:
+            raise ServerBusy("too many consoles")
+        client.send(_welcome())
+        task = self._parts.relay.reactor.loop.create_task(self._run(client))
+        self._sessions[client] = (credential.key_id, task)
+
+    async def stop(self) -> None:
+        """End all of them."""
+        tasks = [task for _, task in self._sessions.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def update(self, operators: Tenant | None) -> None:
+        """End the consoles whose key is no longer among the operators'."""
+        live = set() if operators is None else {key.id for key in operators.keys}
+        for client, (key_id, task) in self._sessions.items():
+            if key_id not in live:
+                error = CredentialRejected("the key was revoked")
+                client.send(messages.error_response(error))
+                task.cancel()
+
+    async def _run(self, client: Client) -> None:
+        try:
+            await Session(client, self).run()
+        except (OSError, asyncio.CancelledError):
+            pass
+        except OgelError as error:
+            client.send(messages.error_response(error, is_fatal=True))
+        except Exception as defect:
+            log.error("console failed", exc_info=defect)
+        finally:
+            del self._sessions[client]
+            client.close()
+
+    def prepare(self, command: Command) -> Statement:
+        """Find out what a command is. Raises Refused."""
+        match command.verb:
+            case "SHOW":
+                if command.subject().lower() == "help":
+                    return Statement(command, (Column("command"), Column("does")))
+                table = self._tables.find(command.subject().lower())
+                if table is None:
+                    raise unknown(command)
+                return Statement(command, table.columns)
+            case "SELECT":
+                found = QUESTIONS.get(command.subject().lower())
+                if found is None:
+                    raise unknown(command)
+                return Statement(command, (found[0],))
+            case "SET":
+                self._check_setting(command)
+                return Statement(command)
+        if command.verb in COURTESIES or self._commands.knows(command.verb):
+            return Statement(command)
+        raise unknown(command)
+
+    def _check_setting(self, command: Command) -> None:
+        """Refuse to seem to change a setting of the proxy."""
+        name = command.words[0].lower() if command.words else ""
+        known = {row[0] for row in self._rows("config")}
+        if name in known:
+            raise Refused(
+                "0A000",
+                "settings can't be set in the console",
+                "change the file and use RELOAD",
+            )
+
+    async def execute(self, command: Command, is_gone: Callable[[], bool]) -> Result:
+        """Run a prepared command. Raises Refused."""
+        subject = command.words[0].lower() if command.words else ""
+        match command.verb:
+            case "SHOW":
+                rows = self._help() if subject == "help" else self._rows(subject)
+                return Result(iter(rows), "SHOW")
+            case "SELECT":
+                return Result(iter([(QUESTIONS[subject][1],)]), "SELECT 1")
+            case "SET":
+                return Result(iter(()), "SET")
+        if command.verb in COURTESIES:
+            return Result(iter(()), COURTESIES[command.verb])
+        await self._commands.run(command, is_gone)
+        return Result(iter(()), command.verb)
+
+    def _rows(self, name: str) -> Iterable[Sequence[Value]]:
+        table = self._tables.find(name)
+        assert table is not None
+        return table.rows()
+
+    def _help(self) -> Iterable[Sequence[Value]]:
+        names = "|".join(name.upper() for name in self._tables.names)
+        return [(f"SHOW {names}", "tell of the proxy"), *self._commands.forms]
+
+
+class Session:
+    """One console: its protocol, simple and extended (manual 55.2.2, 55.2.3)."""
+
+    def __init__(self, client: Client, console: OperatorConsole) -> None:
+        self._client = client
+        self._console = console
+        self._portals = Portals[Statement]()
+        self._is_in_transaction = False
+        self._is_skipping = False  # a failed batch, up to its Sync
+
+    async def run(self) -> None:
+        """Answer until the operator leaves.
+
+        Raises ConnectionResetError when the connection is lost.
+        """
+        while True:
+            kind, body = await self._client.receive_message()
+            match kind:
+                case b"X":
+                    return
+                case b"Q":
+                    self._send(await self._query(body), self._ready())
+                case b"S":
+                    self._is_skipping = False
+                    self._send(self._ready())
+                case b"P" | b"B" | b"D" | b"E" | b"C":
+                    if not self._is_skipping:
+                        self._send(await self._extended(kind, body))
+                case b"H" | b"d" | b"c" | b"f":
+                    pass
+                case _:
+                    raise ProtocolViolation(f"unexpected message {kind!r}")
+            await self._client.drained()
+
+    def _send(self, *answers: bytes) -> None:
+        self._client.send(b"".join(answers))
+
+    def _ready(self) -> bytes:
+        return b"Z\0\0\0\5" + (b"T" if self._is_in_transaction else b"I")
+
+    async def _query(self, body: bytes) -> bytes:
+        self._portals.forget_portals()
+        answers = []
+        try:
+            commands = split(body[:-1].decode("utf-8", "replace"))
+            for command in commands:
+                statement = self._console.prepare(command)
+                result = await self._execute(command)
+                if statement.columns is not None:
+                    answers.append(render(statement.columns, result.rows))
+                answers.append(complete(result.tag))
+        except Refused as refusal:
+            return b"".join(answers) + refusal.message
+        return b"".join(answers) if commands else EMPTY
+
+    async def _execute(self, command: Command) -> Result:
+        client = self._client
+        result = await self._console.execute(command, lambda: client.is_broken)
+        if command.verb in OPENING:
+            self._is_in_transaction = True
+        elif command.verb in CLOSING:
+            self._is_in_transaction = False
+        elif command.verb in ("DISCARD", "DEALLOCATE"):
+            self._portals.clear()
+        return result
+
+    async def _extended(self, kind: bytes, body: bytes) -> bytes:
+        portals = self._portals
+        try:
+            match kind:
+                case b"P":
+                    return self._parse(body)
+                case b"B":
+                    if body.count(b"\0") < 2:
+                        raise ProtocolViolation("a name is not terminated")
+                    return portals.bind(body)
+                case b"D":
+                    return portals.describe(body)
+                case b"C":
+                    return portals.close(body)
+            portal, limit = portals.execute(body)
+            command = portal.statement.command
+            if command is None:
+                return EMPTY
+            if portal.result is None:
+                portal.result = await self._execute(command)
+            return portal.fetch(portal.result, limit)
+        except Refused as refusal:
+            self._is_skipping = True
+            return refusal.message
+
+    def _parse(self, body: bytes) -> bytes:
+        if body.count(b"\0") < 2:
+            raise ProtocolViolation("a name is not terminated")
+        name, text, _ = body.split(b"\0", 2)
+        commands = split(text.decode("utf-8", "replace"))
+        if len(commands) > 1:
+            raise Refused(
+                "42601", "cannot insert multiple commands into a prepared statement"
+            )
+        statement = self._console.prepare(commands[0]) if commands else Statement(None)
+        return self._portals.parse(name, statement)
+
+
+def _welcome() -> bytes:
+    statuses = b"".join(
+        messages.parameter_status(name, value.format(version=version("ogelproxy")))
+        for name, value in STATUSES.items()
+    )
+    # Nothing here can be cancelled: the key is nobody's.
+    key = messages.backend_key_data(0, b"\0\0\0\0")
+    return messages.AUTHENTICATION_OK + statuses + key + messages.READY_IDLE
