@@ -30,6 +30,7 @@ class Session:
     target_id: UUID
     application_name: str
     address: str
+    protocol: str  # major and minor version that is spoken
     attribution: Attribution
     connected_at: datetime
     is_replication: bool

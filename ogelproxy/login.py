@@ -361,6 +361,7 @@ class Login:
             target_id=pool.target.id,
             application_name=application,
             address=client.address,
+            protocol=f"3.{packet.spoken_minor}",
             attribution=attribution,
             connected_at=datetime.now(UTC),
             is_replication=bool(packet.replication),

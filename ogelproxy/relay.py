@@ -121,7 +121,11 @@ class Relay:
     async def stop(self) -> None:
         """End every connection and task."""
         for connection in self.reactor.connections:
-            if isinstance(connection, Client):
+            if not isinstance(connection, Client):
+                continue
+            if connection.is_logging_in:
+                connection.close()
+            else:
                 connection.abort()
         for connection in self.reactor.connections:
             if isinstance(connection, Server):

@@ -104,6 +104,7 @@ class TenantConsole:
             session.connected_at,
             session.address or None,
             None if client.tls is None else client.tls.version(),
+            session.protocol,
             session.application_name,
         )
 
@@ -243,6 +244,7 @@ WHOAMI = (
     Column("connected_at", Type.TIMESTAMPTZ),
     Column("address"),
     Column("tls"),
+    Column("protocol"),
     Column("application_name"),
 )
 LIMITS = (

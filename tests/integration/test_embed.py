@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import re
 import secrets
+import struct
 import textwrap
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -33,6 +35,7 @@ from ogelproxy import (
 from ogelproxy.auth import apikey
 from ogelproxy.auth.scram import make_verifier
 from ogelproxy.config import Admin, Listen, Usage
+from ogelproxy.tenants.model import OPERATORS
 from tests.fixtures.postgres import Postgres
 
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -79,12 +82,14 @@ def tenant(postgres: Postgres, handle: str = "org_embedded") -> Tenant:
     )
 
 
-async def connect(engine: Engine, handle: str = "org_embedded") -> asyncpg.Connection:
+async def connect(
+    engine: Engine, handle: str = "org_embedded", database: str = "app"
+) -> asyncpg.Connection:
     address = engine.addresses["postgres"]
     assert address is not None
     host, port = address
     return await asyncpg.connect(
-        host=host, port=port, user=handle, password=KEY, database="app", timeout=10
+        host=host, port=port, user=handle, password=KEY, database=database, timeout=10
     )
 
 
@@ -172,6 +177,43 @@ def test_an_embedder_changes_its_records_while_clients_are_connected(
             connection.terminate()
             with pytest.raises(asyncpg.InvalidPasswordError):
                 await connect(engine)
+
+    run(work)
+
+
+def test_an_engine_stops_while_a_client_is_logging_in(
+    tmp_path: Path, run: Callable[[Work], None]
+) -> None:
+    async def work() -> None:
+        async with Engine(settings(tmp_path), directory=InMemoryDirectory()) as engine:
+            address = engine.addresses["postgres"]
+            assert address is not None
+            reader, writer = await asyncio.open_connection(*address)
+            # Its answer shows that the login is under way.
+            writer.write(struct.pack(">ii", 8, 80877103))
+            assert await reader.read(1) == b"N"
+        assert await reader.read() == b""
+        writer.close()
+
+    run(work)
+
+
+def test_an_embedder_s_directory_may_know_operators(
+    postgres: Postgres, tmp_path: Path, run: Callable[[Work], None]
+) -> None:
+    known = tenant(postgres)
+    operators = dataclasses.replace(known, handle=OPERATORS, databases={})
+
+    async def work() -> None:
+        directory = InMemoryDirectory([known, operators])
+        async with Engine(settings(tmp_path), directory=directory) as engine:
+            connection = await connect(engine, OPERATORS, OPERATORS)
+            assert "ogelproxy" in await connection.fetchval("SHOW VERSION")
+            with pytest.raises(asyncpg.ConfigFileError):
+                await connection.execute("RELOAD")
+            await connection.execute("SHUTDOWN WAIT_FOR_CLIENTS")
+            await engine.stop_asked.wait()
+            await connection.close()
 
     run(work)
 

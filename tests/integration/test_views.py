@@ -60,6 +60,7 @@ def test_whoami_tells_who_asks(organization: Organization, mode: PoolMode) -> No
         assert row["connection_id"] == connection.info.backend_pid
         assert row["address"] == "127.0.0.1"
         assert row["tls"] is None
+        assert row["protocol"] in ("3.0", "3.2")
         assert row["application_name"] == "reports"
 
 
