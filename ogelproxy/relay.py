@@ -311,7 +311,8 @@ class Relay:
             late = self.reactor.loop.time() >= end
             for members in list(self.clients.values()):
                 for client in list(members):
-                    if late or client.is_idle:
+                    # A stream of changes never ends by itself.
+                    if late or client.is_idle or client.session.is_replication:
                         self.fail(client, Draining())
             if late:
                 break

@@ -115,7 +115,7 @@ def sleep_until_canceled(
     with ThreadPoolExecutor(1) as threads:
         canceler = threads.submit(cancel_once_it_runs)
         with pytest.raises(psycopg.errors.QueryCanceled):
-            connection.execute(query)  # type: ignore[call-overload]
+            connection.execute(query)
         canceler.result()
 
 

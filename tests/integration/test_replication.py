@@ -377,3 +377,16 @@ def test_stream_ends_when_the_tier_loses_replication(
         refused = client.refusal()
     assert refused["C"] == "42501"
     leaving.drop(slot)
+
+
+def test_stream_does_not_keep_the_proxy_from_stopping(
+    own_proxy: Proxy, publisher: Postgres
+) -> None:
+    own_proxy.settings["OGELPROXY_DRAIN_TIMEOUT"] = "60"
+    own_proxy.start()
+    own = Source(own_proxy, publisher, "enterprise")
+    slot = own.slot()
+    with begin(own, slot) as client:
+        assert own_proxy.stop() == 0
+        assert client.refusal()["C"] == "57P01"
+    own.drop(slot)

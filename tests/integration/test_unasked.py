@@ -13,7 +13,7 @@ from tests.fixtures.engine import Organization, Proxy
 from tests.fixtures.faults import RawClient, add_databases, kinds
 from tests.fixtures.postgres import Postgres
 from tests.fixtures.servers import Tunnel
-from tests.fixtures.wire import Wire, query
+from tests.fixtures.wire import Message, Wire, query
 
 STATUS = messages.parameter_status("TimeZone", "Antarctica/Troll")
 NOTICE = messages.plain_notice("the server rests at noon")
@@ -98,7 +98,7 @@ def test_setting_that_is_reloaded_is_told_as_by_postgres(
                 publisher.execute("ALTER SYSTEM SET TimeZone = 'Antarctica/Troll'")
                 publisher.execute("SELECT pg_reload_conf()")
                 # The postmaster is told before, and tells the others, in its time.
-                answers = []
+                answers: list[Message] = []
                 while not any(message.kind == "S" for message in answers):
                     answers = client.ask(query("SELECT 1"))
                 transcripts.append(answers)
