@@ -63,6 +63,7 @@ BODY = b"\1\0" + struct.pack(">H", len(SHORTEST) + 2 + len(OFFER)) + SHORTEST
 BODY += struct.pack(">H", len(OFFER)) + OFFER
 HELLOS = (
     client_hello("h2", "postgresql"),
+    client_hello("postgresql"),
     client_hello(),
     b"\x16\3\1" + struct.pack(">H", len(BODY)) + BODY,
     b"\x16\3\1\0\2"

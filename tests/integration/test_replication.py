@@ -360,7 +360,7 @@ def test_bad_setting_is_refused_in_the_words_of_postgres(source: Source) -> None
     refused = refusal(source.member, "logical", work_mem="much")
     assert refused["C"] == "22023"
     assert refused["M"] == 'invalid value for parameter "work_mem": "much"'
-    assert status(source.member)["servers"] == 0
+    eventually(lambda: source.walsenders() == 0)
 
 
 def test_stream_ends_when_the_tier_loses_replication(
