@@ -49,9 +49,6 @@ def run(data: bytes) -> None:
         except (ProtocolViolation, NotSupported) as error:
             assert error.kind == "client" and len(error.client_text) < 20_000
             return
-        except NotSupported:
-            assert packet[4:6] != b"\0\3"
-            return
         at += size
         if isinstance(found, startup.CancelRequest):
             assert 4 <= len(found.secret) <= 256

@@ -21,8 +21,6 @@ MODULES = {
     "forwarding": "opening",
     "hello": "opening",
     "startup": "startup",
-    "forwarding": "transport",
-    "hello": "transport",
     "scram-server": "scram",
     "scram-client": "scram",
     "client": "client",
