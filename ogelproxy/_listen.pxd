@@ -6,6 +6,7 @@ from ogelproxy._views cimport ViewClient
 cdef class ListenClient(ViewClient):
     cdef object listens              # statements on channels; None while it has none
     cdef readonly bint has_listened  # or tried to: its pool's channels know it
+    cdef readonly bint waits_to_listen  # for Postgres's answer to our LISTEN
     cdef public bint is_listening    # to some channel; changed by Channels
     cdef object told_later           # deque of notifications that wait, or None
     cdef readonly Py_ssize_t told_later_bytes

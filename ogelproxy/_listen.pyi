@@ -7,8 +7,12 @@ class ListenClient(ViewClient):
     """
 
     has_listened: bool
+    waits_to_listen: bool
     is_listening: bool
     told_later_bytes: int
+    @property
+    def encoding(self) -> str | None:
+        """The client_encoding that it asked for when it connected, if any."""
     def notify(self, message: bytes, most: int, most_bytes: int) -> bool:
         """Write a NotificationResponse, or keep it while the client can't be told.
 

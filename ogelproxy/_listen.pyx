@@ -27,7 +27,9 @@ cdef inline bint is_listen(const char* text, Py_ssize_t size) noexcept nogil:
     while size and text[0] in b" \t\r\n\f\v":
         text += 1
         size -= 1
-    if size > 2 and (text[0] == b"u" or text[0] == b"U"):
+    if size == 0 or text[0] not in b"LlUu":
+        return False
+    if size > 2 and text[0] in b"Uu":
         if strncasecmp(text, "un", 2) != 0:
             return False
         text += 2
@@ -72,6 +74,7 @@ cdef class ListenClient(ViewClient):
         cdef bytes body = p[HEADER:size]
         cdef bytes answer
         cdef bytes objection
+        self.waits_to_listen = False
         cdef bint in_transaction
         if self.listens is None:
             self.listens = self.pool.channels.open(self)
@@ -92,8 +95,8 @@ cdef class ListenClient(ViewClient):
         if objection is not None:
             self.refuse(kind, objection)
             return ANSWERED
-        if self.server is not None and self.listens.passes(
-            chr(kind), body, in_transaction
+        if self.listens.passes(
+            chr(kind), body, self.server is not None, in_transaction
         ):
             return PASSED
         if kind == b"Q" or kind == b"E":
@@ -122,6 +125,7 @@ cdef class ListenClient(ViewClient):
         answer = self.listens.answer(chr(kind), body)
         if answer is None:
             # Until the shared connection listens, and tries again.
+            self.waits_to_listen = True
             self.phase = CLIENT_HELD
             self.hold()
             return DELAYED
@@ -138,6 +142,15 @@ cdef class ListenClient(ViewClient):
             self.was_answered = True
         self.send(answer)
         return ANSWERED
+
+    cdef int detach_wait(self) except -1:
+        self.waits_to_listen = False
+        return ViewClient.detach_wait(self)
+
+    @property
+    def encoding(self):
+        """The client_encoding that it asked for, or None."""
+        return dict(self.settings.items).get("client_encoding")
 
     cdef int count_listen(
         self, bytes text, Py_ssize_t size, Py_ssize_t size_out

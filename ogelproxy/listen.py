@@ -9,7 +9,6 @@ When a client may be told is `_listen`'s.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 from collections import deque
@@ -36,6 +35,9 @@ log = logging.getLogger(__name__)
 
 #: Channels that one client may listen to.
 MAX_CHANNELS = 1000
+
+#: Queries to Postgres that may wait for its answer.
+MAX_OWED = 10_000
 
 #: Seconds without a word after which the connection is asked whether it lives.
 PING_INTERVAL = 30.0
@@ -161,7 +163,7 @@ class Listens:
         A server of the pool's would forget what is listened to there.
         """
         found = self.statement(kind, body)
-        if found is None or not in_transaction:
+        if found is None or not (in_transaction or self._is_foreign):
             return None
         if kind != "E" and self._channels.is_auto and not self._listens_to(found):
             return None
@@ -169,15 +171,24 @@ class Listens:
             return None
         return self._channels.refusal
 
-    def passes(self, kind: str, body: bytes, in_transaction: bool) -> bool:
-        """Whether a message goes to the server that the client holds.
+    @property
+    def _is_foreign(self) -> bool:
+        """Whether payloads would come in another encoding than the client's."""
+        return self._channels.is_foreign(self._client)
 
-        To one in auto mode that keeps session state for the client, or is in a
-        transaction, it goes as any other statement.
+    def passes(
+        self, kind: str, body: bytes, has_server: bool, in_transaction: bool
+    ) -> bool:
+        """Whether a message goes to a server, as any other statement.
+
+        In auto mode: to one that keeps session state for the client, or is in a
+        transaction, or shall keep what is listened to.
         """
         found = self.statement(kind, body)
         if found is None or kind == "E" or not self._channels.is_auto:
             return False
+        if not has_server:
+            return self._is_foreign
         if found.ends and not in_transaction:
             self._channels.leave(self._client, found.channel)
             return True
@@ -232,14 +243,18 @@ def _two(body: bytes) -> tuple[bytes, bytes]:
     return parts[0], parts[1] if len(parts) > 1 else b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Command:
     """A query of ours on the connection."""
 
-    number: int
-    channel: bytes  # empty for a ping
-    is_listen: bool
     message: bytes
+    channel: bytes = b""  # empty for a ping
+    client: Client | None = None  # who wants to listen
+
+
+def _plain(encoding: str) -> str:
+    name = re.sub("[^a-z0-9]", "", encoding.lower())
+    return "utf8" if name == "unicode" else name
 
 
 class Channels:
@@ -252,15 +267,14 @@ class Channels:
         self._pool = pool
         self._members: dict[bytes, dict[Client, None]] = {}  # by channel
         self._own: dict[Client, set[bytes]] = {}  # channels, by client
-        self._waiting: dict[bytes, set[Client]] = {}  # for Postgres to listen
-        self._ready: set[bytes] = set()  # channels that Postgres listens to
-        self._latest: dict[bytes, int] = {}  # the unanswered command on a channel
-        self._numbers = itertools.count()
+        self._waits: dict[Client, Command] = {}  # until it joins
+        self._granted: set[Client] = set()  # those of them that may join
+        self._listened: set[bytes] = set()  # what Postgres was last told to listen to
         self._owed: deque[Command] = deque()  # not answered
         self._owed_since = 0.0  # when the oldest of them became the oldest
         self._error: bytes | None = None  # that the oldest of them met
         self._task_runs = False
-        self._server: Server | None = None  # logged in
+        self._server: Server | None = None  # logged in, and not closed by us
         self._heard_at = 0.0
         self._used_at = 0.0  # when somebody last listened
 
@@ -279,6 +293,14 @@ class Channels:
         """Whether there is a connection, or one is being made."""
         return self._task_runs
 
+    def is_foreign(self, client: Client) -> bool:
+        """Whether a client reads another encoding than the connection's.
+
+        Names of encodings as Postgres compares them (manual 23.3.1).
+        """
+        asked = client.encoding
+        return asked is not None and _plain(asked) != _plain(self._pool.encoding)
+
     def open(self, client: Client) -> Listens:
         """Make what answers one client."""
         return Listens(self, client)
@@ -293,18 +315,26 @@ class Channels:
         """Have a client listen; False if it has to wait. Raises Refused.
 
         One that waits is tried again when it may join, or its request is refused.
+        Each waits for an answer of Postgres to a LISTEN of its own: what was
+        notified before that comes before it, and so isn't for this client.
         """
         channel, own = statement.channel, self.of(client)
         if channel in own:
             return True
         if len(own) >= MAX_CHANNELS:
             raise Refused("54000", f"more than {MAX_CHANNELS} channels")
-        if channel not in self._ready:
-            waiting = self._waiting.setdefault(channel, set())
-            if not waiting:
-                self._command(channel, b"LISTEN " + statement.spelled, True)
-            waiting.add(client)
+        waits = self._waits.get(client)
+        if waits is None or waits.channel != channel:
+            if len(self._owed) >= MAX_OWED:
+                raise Refused("53400", "too many LISTEN wait for the database")
+            sql = b"LISTEN " + statement.spelled
+            self._granted.discard(client)
+            self._listened.add(channel)
+            self._waits[client] = self._command(sql, channel, client)
             return False
+        if client not in self._granted:
+            return False
+        self._forget_wait(client)
         self._members.setdefault(channel, {})[client] = None
         self._own.setdefault(client, set()).add(channel)
         client.is_listening = True
@@ -321,7 +351,7 @@ class Channels:
             del members[client]
             if not members:
                 del self._members[name]
-                self._unlisten(name)
+                self._unlisten({name})
         if not own:
             del self._own[client]
             client.is_listening = False
@@ -339,13 +369,18 @@ class Channels:
     def gone(self, client: Client) -> None:
         """Forget a client that is closed."""
         self.leave(client)
-        for waiting in self._waiting.values():
-            waiting.discard(client)
+        self._forget_wait(client)
 
-    def _unlisten(self, channel: bytes) -> None:
-        self._ready.discard(channel)
-        quoted = channel.replace(b'"', b'""')
-        self._command(channel, b'UNLISTEN "' + quoted + b'"', False)
+    def _forget_wait(self, client: Client) -> None:
+        self._waits.pop(client, None)
+        self._granted.discard(client)
+
+    def _unlisten(self, channels: Set[bytes]) -> None:
+        """Listen no more to those of `channels` that nobody needs."""
+        wanted = {command.channel for command in self._waits.values()}
+        for channel in (channels & self._listened) - self._members.keys() - wanted:
+            self._listened.discard(channel)
+            self._command(b'UNLISTEN "' + channel.replace(b'"', b'""') + b'"', channel)
 
     # The connection.
 
@@ -353,18 +388,19 @@ class Channels:
     def _now(self) -> float:
         return self._pool.host.reactor.loop.time()
 
-    def _command(self, channel: bytes, sql: bytes, is_listen: bool) -> None:
-        number = next(self._numbers)
-        message = messages.message(b"Q", sql + b"\0")
-        self._latest[channel] = number
+    def _command(
+        self, sql: bytes, channel: bytes = b"", client: Client | None = None
+    ) -> Command:
+        command = Command(messages.message(b"Q", sql + b"\0"), channel, client)
         if not self._owed:
             self._owed_since = self._now
-        self._owed.append(Command(number, channel, is_listen, message))
+        self._owed.append(command)
         if self._server is not None:
-            self._server.send(message)
+            self._server.send(command.message)
         elif not self._task_runs:
             self._task_runs = True
             self._pool.host.spawn(self._run())
+        return command
 
     async def _run(self) -> None:
         try:
@@ -372,7 +408,8 @@ class Channels:
         except TargetUnreachable as error:
             self._end(error)
         except (OSError, ProtocolViolation) as error:
-            self._end(TargetUnreachable(f"listening connection: {error}"))
+            if self._server is not None:
+                self._end(TargetUnreachable(f"listening connection: {error}"))
         finally:
             self._task_runs = False
             if self._server is not None:
@@ -413,35 +450,36 @@ class Channels:
 
     def _answered(self) -> None:
         """Postgres answered the oldest command."""
+        if not self._owed:
+            raise ProtocolViolation("unexpected ReadyForQuery", by="server")
         command, error = self._owed.popleft(), self._error
         self._owed_since = self._now
         self._error = None
-        if self._latest.get(command.channel) != command.number:
+        client = command.client
+        if client is None or self._waits.get(client) is not command:
             return
-        del self._latest[command.channel]
-        if not command.is_listen:
-            return
-        waiting = self._waiting.pop(command.channel, set())
-        if error is None:
-            self._ready.add(command.channel)
-        for client in waiting:
-            if error is None:
-                client.retry()
-            else:
-                client.give_up(messages.message(b"E", error))
+        if error is not None or not client.waits_to_listen:
+            # A client that was cancelled may be up to something else.
+            self._forget_wait(client)
+        if client.waits_to_listen and error is not None:
+            client.give_up(messages.message(b"E", error))
+        elif client.waits_to_listen:
+            self._granted.add(client)
+            client.retry()
 
     def _end(self, error: TargetUnreachable) -> None:
         """The connection is lost, or there was none to be had."""
-        members, waiting = list(self._own), self._waiting
+        members, waiting = list(self._own), list(self._waits)
         if members:
             log.warning("%s", error, extra={"tenant": self._pool.handle})
-        self._members, self._own, self._waiting = {}, {}, {}
-        self._ready.clear()
-        self._latest.clear()
-        self._owed.clear()
+        self._members, self._own = {}, {}
+        self._waits = {}
+        for known in (self._granted, self._listened, self._owed):
+            known.clear()
         self._error = None
-        for client in set().union(*waiting.values()):
-            client.give_up(self._pool.host.error(error))
+        for client in waiting:
+            if client.waits_to_listen:
+                client.give_up(self._pool.host.error(error))
         for client in members:
             client.is_listening = False
             self._pool.host.fail(client, ListenerLost())
@@ -455,21 +493,24 @@ class Channels:
         server = self._server
         if server is None:
             return
-        for channel in self._ready - self._members.keys():
-            # Who asked for it went away before it was answered.
-            self._unlisten(channel)
+        # Who asked for a channel may have gone away before it was answered.
+        self._unlisten(self._listened)
         config = self._pool.config
         if self._owed:
             if now - self._owed_since > config.connect_timeout:
                 server.close()
         elif self._members:
             if now - self._heard_at > PING_INTERVAL:
-                self._command(b"", b"", False)
+                self._command(b"")
         elif 0 < config.server_idle_timeout < now - self._used_at:
             self.close()
 
     def close(self) -> None:
-        """Close the connection that nobody needs."""
-        if self._server is not None and not self._members:
-            self._server.send(messages.TERMINATE)
-            self._server.close()
+        """Close the connection if nobody needs it."""
+        server = self._server
+        if server is not None and not (self._members or self._waits):
+            self._server = None
+            self._listened.clear()
+            self._owed.clear()
+            server.send(messages.TERMINATE)
+            server.close()

@@ -91,6 +91,11 @@ class Pool(PoolCore):
         return self._channels
 
     @property
+    def encoding(self) -> str:
+        """The client_encoding of a server that none was asked of."""
+        return self._statuses.get("client_encoding", "UTF8")
+
+    @property
     def is_used(self) -> bool:
         """Whether anybody, or anything that has to be closed, is in it."""
         return bool(

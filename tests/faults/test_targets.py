@@ -364,6 +364,88 @@ def test_an_idle_server_that_froze_is_closed_in_time(
             assert kinds(client.query("SELECT 1")) == "TDCZ"
 
 
+# What listens for clients.
+
+LISTENERS = (
+    "SELECT pid FROM pg_stat_activity WHERE application_name = 'ogelproxy listen' "
+    "ORDER BY backend_start DESC LIMIT 1"
+)
+
+
+def batch(sql: bytes) -> bytes:
+    return b"".join(
+        (
+            messages.message(b"P", b"\0" + sql + b"\0\0\0"),
+            messages.message(b"B", bytes(8)),
+            messages.message(b"E", bytes(5)),
+            messages.message(b"S", b""),
+        )
+    )
+
+
+def test_a_listen_on_a_target_that_is_down_is_refused(
+    tenant: Organization, target: EmbeddedPostgres
+) -> None:
+    name = route(tenant, target)
+    with RawClient.logged_in(tenant, name) as client:
+        with stopped(target):
+            eventually(lambda: status(tenant)["servers"] == 0)
+            answer = client.query("LISTEN news")
+            assert kinds(answer) == "EZ"
+            assert messages.read_fields(answer[0][1])["C"] == "08006"
+            client.send(batch(b"LISTEN news") + batch(b"SELECT 1"))
+            assert kinds(client.until(b"Z")) == "12EZ"
+            assert kinds(client.until(b"Z")) == "EZ"
+        eventually(lambda: kinds(client.query("LISTEN news")) == "CZ", timeout=20)
+        assert client.query("NOTIFY news, 'x'")[-1] == (b"Z", b"I")
+        assert client.receive()[0] == b"A"
+
+
+def test_a_frozen_connection_that_listens_is_given_up(
+    tenant: Organization, target: EmbeddedPostgres
+) -> None:
+    name = route(tenant, target)
+    with (
+        RawClient.logged_in(tenant, name) as listening,
+        RawClient.logged_in(tenant, name) as asking,
+    ):
+        assert kinds(listening.query("LISTEN news")) == "CZ"
+        with psycopg.connect(target.dsn(), autocommit=True) as direct:
+            ((pid,),) = direct.execute(LISTENERS).fetchall()
+        with frozen(pid):
+            answer = asking.query("LISTEN other")
+            assert messages.read_fields(answer[0][1])["C"] == "08006"
+            fields = listening.refusal()
+            assert (fields["S"], fields["C"]) == ("FATAL", "57P01")
+            assert kinds(asking.query("LISTEN other")) == "CZ"
+            assert kinds(asking.query("SELECT 1")) == "TDCZ"
+
+
+def test_a_cancelled_listen_takes_nothing_else_with_it(
+    tenant: Organization, target: EmbeddedPostgres
+) -> None:
+    name = route(tenant, target)
+    with RawClient(tenant.proxy) as client:
+        client.start(tenant.handle, name)
+        client.authenticate(tenant.key)
+        key = dict(client.until(b"Z"))[b"K"]
+        assert kinds(client.query("LISTEN news")) == "CZ"
+        with psycopg.connect(target.dsn(), autocommit=True) as direct:
+            ((pid,),) = direct.execute(LISTENERS).fetchall()
+        with frozen(pid):
+            client.query("UNLISTEN news")
+            client.send(messages.query("LISTEN other"))
+            with RawClient(tenant.proxy) as canceller:
+                process_id = int.from_bytes(key[:4], "big")
+                canceller.send(messages.cancel_request(process_id, key[4:]))
+                canceller.to_end()
+            answer = client.until(b"Z")
+            assert messages.read_fields(answer[0][1])["C"] == "57014"
+            client.send(messages.query("SELECT pg_sleep(2)"))
+            assert kinds(client.until(b"Z")) == "TDCZ"
+        eventually(lambda: kinds(client.query("LISTEN other")) == "CZ")
+
+
 # Targets that are full, and the queue.
 
 

@@ -254,7 +254,8 @@ def test_notifications_wait_for_the_end_of_a_transaction(
         for number in range(5):
             notify(direct, "news", str(number))
         with RawClient.logged_in(tenant, mode) as beside:
-            # Once another one has heard of it, this one could have.
+            # It hears of nothing from before it listened; and once it has heard of
+            # the last one, the other could have heard of all.
             listen(beside)
             notify(direct, "news", "last")
             assert notification(beside.receive()) == ("news", "last")
@@ -338,6 +339,28 @@ def test_a_listen_inside_a_transaction_takes_effect_with_it_in_auto_mode(
         client.query("COMMIT")
         notify(direct, "news", "one")
         assert notification(client.receive()) == ("news", "one")
+
+
+@pytest.mark.parametrize("mode", ["transaction", "auto"])
+def test_payloads_never_come_in_another_encoding(
+    tenant: Organization, direct: psycopg.Connection, mode: str
+) -> None:
+    with (
+        tenant.connect(mode, client_encoding="unicode") as modern,
+        tenant.connect(mode, client_encoding="latin1") as old,
+    ):
+        modern.execute("LISTEN news")
+        if mode == "auto":
+            old.execute("LISTEN news")
+            notify(direct, "news", "grüße")
+            told = [each.payload for each in old.notifies(timeout=10, stop_after=1)]
+            assert told == ["grüße"]
+        else:
+            with pytest.raises(psycopg.errors.FeatureNotSupported):
+                old.execute("LISTEN news")
+            notify(direct, "news", "grüße")
+        told = [each.payload for each in modern.notifies(timeout=10, stop_after=1)]
+        assert told == ["grüße"]
 
 
 def test_psycopg_hears_its_notifications(
