@@ -151,7 +151,8 @@ test("hears notifications from elsewhere", () =>
             if (heard.length === 3) resolve();
           });
         });
-        await client.query('LISTEN one; LISTEN "Two"');
+        await client.query("LISTEN one");
+        await client.query('LISTEN "Two"');
         await other.query("NOTIFY one");
         await other.query("SELECT pg_notify('Two', $1), pg_notify('three', '')", ["ü"]);
         await other.query("NOTIFY one, 'last'");
@@ -176,11 +177,21 @@ test("hears nothing after UNLISTEN", () =>
   connected(async (client) => {
     const heard = [];
     client.on("notification", ({ channel }) => heard.push(channel));
-    await client.query("LISTEN a; LISTEN b");
+    const next = () => soon(once(client, "notification"));
+    for (const channel of ["a", "b"]) await client.query(`LISTEN ${channel}`);
     await client.query("UNLISTEN a");
-    await client.query("NOTIFY a; NOTIFY b");
+    await Promise.all([next(), client.query("NOTIFY a; NOTIFY b")]);
     await client.query("UNLISTEN *");
     await client.query("NOTIFY b");
-    await client.query("SELECT 1");
-    assert.deepEqual(heard, ["b"]);
+    await client.query("LISTEN c");
+    await Promise.all([next(), client.query("NOTIFY c")]);
+    assert.deepEqual(heard, ["b", "c"]);
+  }));
+
+test("listens beside other statements", () =>
+  connected(async (client) => {
+    await client.query("SELECT 1; LISTEN beside");
+    const heard = soon(once(client, "notification"));
+    await client.query("NOTIFY beside");
+    return (await heard)[0].channel;
   }));
