@@ -20,7 +20,7 @@ from tests.fixtures.engine import Organization, Proxy
 WAYS = ("direct", "session", "transaction", "auto")
 
 _SETTING = "SET ends with the transaction's loan of a server"
-_LISTEN = "notifications come only to the server that listened, which was given back"
+_LISTEN = "LISTEN is refused beside other statements, which run on a shared server"
 _TEMPORARY = "temporary objects end with the transaction's loan of a server"
 _SQL_PREPARE = "what SQL prepares is unknown to the next transaction's server"
 _LOCK = "a session's advisory lock ends with the transaction's loan of a server"
@@ -30,8 +30,6 @@ _NAMES = "SQL does not see the names of statements that the protocol prepared"
 #: to the next (auto mode keeps the server instead).
 DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("test_settings_last_for_the_connection", "transaction", _SETTING),
-    ("test_notifications_arrive", "transaction", _LISTEN),
-    ("test_listeners_are_called", "transaction", _LISTEN),
     ("test_a_cursor_with_hold_outlives_its_transaction", "transaction", _TEMPORARY),
     ("test_temporary_tables_last_for_the_connection", "transaction", _TEMPORARY),
     ("test_statements_prepared_in_sql_last", "transaction", _SQL_PREPARE),
@@ -44,29 +42,23 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("pg: keeps a statement prepared in SQL", "transaction", _SQL_PREPARE),
     ("pg: runs in SQL what it prepared in the protocol", "transaction", _NAMES),
     ("pg: runs in SQL what it prepared in the protocol", "auto", _NAMES),
-    ("pg: hears notifications from elsewhere", "transaction", _LISTEN),
-    ("pg: hears its own notifications", "transaction", _LISTEN),
-    ("pg: hears nothing after UNLISTEN", "transaction", _LISTEN),
+    ("pg: listens beside other statements", "transaction", _LISTEN),
     (
         "postgres.js: keeps the settings of ten connections apart",
         "transaction",
         _SETTING,
     ),
     ("postgres.js: keeps what a reserved connection set", "transaction", _TEMPORARY),
-    ("postgres.js: hears notifications", "transaction", _LISTEN),
     ("pgx: cursor with hold", "transaction", _TEMPORARY),
     ("pgx: temporary table", "transaction", _TEMPORARY),
     ("pgx: settings last", "transaction", _SETTING),
-    ("pgx: listen", "transaction", _LISTEN),
     ("pq: temporary table", "transaction", _TEMPORARY),
     ("pq: settings last", "transaction", _SETTING),
-    ("pq: listener", "transaction", _LISTEN),
     ("pgjdbc: connects with settings of the start-up packet", "transaction", _SETTING),
     ("pgjdbc: keeps the isolation level and reads only", "transaction", _SETTING),
     ("pgjdbc: keeps the settings of ten connections apart", "transaction", _SETTING),
     ("pgjdbc: hears of settings that the server reports", "transaction", _SETTING),
     ("pgjdbc: keeps a temporary table", "transaction", _TEMPORARY),
-    ("pgjdbc: hears notifications", "transaction", _LISTEN),
 )
 
 
