@@ -111,7 +111,7 @@ class Campaign:
     def command(self, *arguments: str) -> list[str]:
         script = str(Path(__file__).with_name("guided.py"))
         return [
-            *(sys.executable, "-B", "-P", script, self.target.name),
+            *(sys.executable, "-B", "-P", script, self.target.name, str(self.failures)),
             *(["--blind"] if self.is_blind else []),
             f"-max_len={self.target.max_bytes}",
             *arguments,

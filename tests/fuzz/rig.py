@@ -130,7 +130,8 @@ class Ear:
         self._loop = loop
 
     def send(self, message: bytes) -> None:
-        self._loop.call_soon(self._answered)
+        if message[:1] == b"Q":
+            self._loop.call_soon(self._answered)
 
     def close(self) -> None: ...
 
