@@ -15,6 +15,7 @@ EXTENSIONS = (
     "_fingerprint",
     "_listen",
     "_loan",
+    "_naming",
     "_pool",
     "_reactor",
     "_replies",

@@ -23,9 +23,7 @@ cdef enum:  # ClientCore.phase
 cdef class ClientCore(Borrower):
     cdef public object host           # the engine's Relay: what leaves the fast path
     cdef public object session        # who it is: client.Session
-    cdef readonly PoolCore pool
     cdef readonly TokenBucket bucket
-    cdef Settings settings            # what its sessions are to be set to
     cdef readonly int phase
     cdef uint64_t names_doubt         # like names_change, of earlier batches
     cdef bint answers_sync            # the Sync of a dropped batch is answered here
@@ -59,6 +57,7 @@ cdef class ClientCore(Borrower):
     cdef int begin_loan(self) except -1
     cdef int flush_requests(self) except -1
     cdef int pay(self, uint32_t count) except -1
+    cdef int note(self, uint32_t flags, bytes text) except -1
     cdef Reply* ask(self, uint8_t asked, Py_ssize_t size) except NULL
     cdef int refuse(self, char kind, bytes error) except -1
     cdef int detach(self) except -1

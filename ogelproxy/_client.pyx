@@ -11,7 +11,16 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memset
 
-from ogelproxy._fingerprint cimport FLAG_TRANSACTION
+from ogelproxy._fingerprint cimport (
+    FLAG_ANY_SETTING,
+    FLAG_DISCARD,
+    FLAG_ROLE,
+    FLAG_SET,
+    FLAG_SET_CONFIG,
+    FLAG_SET_LOCAL,
+    FLAG_TRANSACTION,
+)
+from ogelproxy._pool cimport MODE_SESSION
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
 from ogelproxy._replies cimport (
     ASKED_EXECUTE,
@@ -43,7 +52,7 @@ cdef class ClientCore(Borrower):
         """Leave the login: from here on compiled callbacks carry the client."""
         self.host = host
         self.pool = pool
-        self.settings = settings
+        self.startup = self.settings = settings
         self.bucket = bucket
         self.who = who
         self.usage = usage
@@ -345,6 +354,25 @@ cdef class ClientCore(Borrower):
         if server.settings is not self.settings:
             server.ask_query(self.pool.switch(server.settings, self.settings))
             server.settings = self.settings
+        return 0
+
+    cdef int note(self, uint32_t flags, bytes text) except -1:
+        """Note what session state a statement may make or end.
+
+        `text` is None when it is too long to be read.
+        """
+        cdef bint sets = flags & (FLAG_SET | FLAG_SET_CONFIG | FLAG_ROLE) != 0
+        if sets or flags & FLAG_DISCARD and self.pool.mode != MODE_SESSION:
+            names = None if text is None else self.pool.settings_changed(text)
+            if names is None:
+                flags |= FLAG_ANY_SETTING
+            elif names:
+                self.touched = names if self.touched is None else self.touched | names
+            elif sets:
+                # Until the transaction ends only.
+                flags &= ~<uint32_t> (FLAG_SET | FLAG_SET_CONFIG | FLAG_ROLE)
+                flags |= FLAG_SET_LOCAL
+        self.server.flags |= flags
         return 0
 
     cdef Reply* ask(self, uint8_t asked, Py_ssize_t size) except NULL:

@@ -1,4 +1,4 @@
-from ogelproxy._simple import SimpleClient
+from ogelproxy._naming import NamingClient
 
-class ExtendedClient(SimpleClient):
+class ExtendedClient(NamingClient):
     """A client with the extended protocol: batches, statements, portals."""

@@ -1,16 +1,13 @@
 """The extended protocol: batches, prepared statements and portals.
 
-In session mode statements keep the names that clients give them. In the other
-modes a client's name means a Statement that the pool shares: messages are
-renamed on their way, and a server that lacks a statement gets its Parse first.
-Rules of the manual's 55.2.3.
+What names of statements mean is `_naming`'s. Rules of the manual's 55.2.3.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memchr, memcmp, memcpy
+from libc.stdint cimport uint8_t
+from libc.string cimport memchr, memcmp
 
 from ogelproxy._bucket cimport MODE_OFF
 from ogelproxy._client cimport (
@@ -20,6 +17,7 @@ from ogelproxy._client cimport (
     REFUSED,
 )
 from ogelproxy._fingerprint cimport (
+    FLAG_ANY_SETTING,
     FLAG_DEALLOCATE,
     FLAG_DISCARD,
     FLAG_ROLE,
@@ -29,7 +27,6 @@ from ogelproxy._fingerprint cimport (
     FLAG_TEMP,
     FLAG_TRANSACTION,
 )
-from ogelproxy._pool cimport MODE_SESSION
 from ogelproxy._replies cimport (
     ASKED_BIND,
     ASKED_CLOSE,
@@ -39,33 +36,30 @@ from ogelproxy._replies cimport (
     ASKED_SYNC,
     REPLY_FAKE,
     REPLY_FORWARD,
-    REPLY_SKIP,
     Reply,
 )
-from ogelproxy._loan cimport Lendable
 from ogelproxy._statements cimport change_name, describe
-from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size, put32
-from ogelproxy.errors import ProtocolViolation, QueryTooLarge
+from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size
+from ogelproxy.errors import ProtocolViolation
 
 cdef enum:
     # What makes a loan's session read statements in another way than its client's
     # settings do.
-    UNSHARED = FLAG_ROLE | FLAG_SET | FLAG_SET_CONFIG | FLAG_SET_LOCAL | FLAG_TEMP
+    UNSHARED = (
+        FLAG_ANY_SETTING | FLAG_ROLE | FLAG_SET | FLAG_SET_CONFIG | FLAG_SET_LOCAL
+        | FLAG_TEMP
+    )
 
 cdef enum:
     NAMES_SEEN = 4096       # bytes of a message in which its names have to end
-    MAX_NAMES = 5000        # prepared statements of one client
     MAX_PORTALS = 1000      # named portals of one transaction whose text is known
-    MAX_SHARED = 16         # times its bytes that a pool's statements may take
 
 
-cdef class ExtendedClient(SimpleClient):
+cdef class ExtendedClient(NamingClient):
 
     cdef int prepare_names(self) except -1:
-        self.shares_names = self.pool.mode != MODE_SESSION
-        self.names = {}
         self.portals = {}
-        return 0
+        return NamingClient.prepare_names(self)
 
     cdef int server_released(self) except -1:
         if self.portals:
@@ -74,42 +68,6 @@ cdef class ExtendedClient(SimpleClient):
         self.unnamed_change = self.unnamed_doubt = 0
         return 0
 
-    cdef int statements_dropped(self) except -1:
-        self.names.clear()
-        return 0
-
-    cdef int names_skipped(self, list changes) except -1:
-        """Undo changes of names, given in their order, that never came to be."""
-        cdef Naming each
-        for each in reversed(changes):
-            if each.name is None:
-                continue
-            if each.before is None:
-                self.names.pop(each.name, None)
-            else:
-                self.names[each.name] = each.before
-        return 0
-
-    cdef int unnamed_lost(self, uint64_t serial) except -1:
-        if self.unnamed_serial == serial:
-            self.unnamed = None
-        return 0
-
-    cdef bint must_wait(self, Py_ssize_t name_size) except -1:
-        """Whether the meaning of a name depends on answers that are still owed.
-
-        Only to earlier batches: the messages of one batch share their fate, so
-        that within it names mean what they mean if all goes well.
-        """
-        cdef uint64_t doubt = self.names_doubt
-        if name_size == 0:
-            doubt = 0 if self.parsed_unnamed else self.unnamed_doubt
-        if doubt <= self.server.replies.popped:
-            return False
-        self.is_stalled = True
-        self.pause()
-        return True
-
     # Batches.
 
     cdef Py_ssize_t request(
@@ -117,7 +75,7 @@ cdef class ExtendedClient(SimpleClient):
     ) except -1:
         cdef Py_ssize_t needed = size
         if kind not in b"PBDECSH":
-            return SimpleClient.request(self, kind, p, size, have)
+            return NamingClient.request(self, kind, p, size, have)
         if kind == b"B":
             needed = min(size, <Py_ssize_t> NAMES_SEEN)
         elif size > MAX_SEEN and kind == b"P":
@@ -207,68 +165,6 @@ cdef class ExtendedClient(SimpleClient):
         statement = self.names.get(name[:stop - name]) if stop > name else self.unnamed
         return statement is not None and statement.is_free
 
-    cdef Statement use_statement(self, char kind, const char* name, Py_ssize_t size):
-        """Make sure that the server has the statement of this name.
-
-        Returns None when the client has none: it was then answered so.
-        """
-        cdef Lendable server = self.server
-        cdef Statement statement
-        cdef Reply* reply
-        if size == 0:
-            statement = self.unnamed
-            if statement is not None:
-                if server.unnamed_serial == self.unnamed_serial:
-                    return statement
-                if statement.body is not None:
-                    server.unnamed_serial = self.unnamed_serial
-                    reply = server.replies.push(ASKED_PARSE, REPLY_SKIP)
-                    reply.is_unnamed = 1
-                    reply.fingerprint = self.unnamed_serial
-                    self.parsed_unnamed = True
-                    self.unnamed_change = server.replies.pushed()
-                    self.emit_renamed(
-                        b"P", NULL, 0, None, PyBytes_AS_STRING(statement.body),
-                        len(statement.body), 0,
-                    )
-                    return statement
-        else:
-            statement = self.names.get(name[:size])
-            if statement is not None:
-                self.pool.statements.tick += 1
-                statement.last_used = self.pool.statements.tick
-                if statement not in server.prepared:
-                    server.prepare(change_name(None, None, statement), REPLY_SKIP)
-                    self.names_change = server.replies.pushed()
-                return statement
-        self.refuse(kind, self.host.statement_unknown(name[:size]))
-        return None
-
-    cdef int emit_renamed(
-        self, char kind, const char* before, Py_ssize_t before_size,
-        Statement statement, const char* after, Py_ssize_t after_size, Py_ssize_t unseen
-    ) except -1:
-        """Send a message with the server's name for a statement in it.
-
-        `unseen` counts the bytes of it that are still to come.
-        """
-        cdef Py_ssize_t name_size = 1
-        cdef char* p
-        if statement is not None:
-            name_size += len(statement.server_name)
-        p = self.reactor.gather.reserve(HEADER + before_size + name_size + after_size)
-        p[0] = kind
-        put32(p + 1, <uint32_t> (4 + before_size + name_size + after_size + unseen))
-        p += HEADER
-        memcpy(p, before, before_size)
-        p += before_size
-        if statement is None:
-            p[0] = 0
-        else:
-            memcpy(p, PyBytes_AS_STRING(statement.server_name), name_size)
-        memcpy(p + name_size, after, after_size)
-        return 0
-
     cdef int fake(self, uint8_t asked, Naming naming) except -1:
         """Have a message answered in its turn that the server never sees."""
         cdef Reply* reply = self.server.replies.push(asked, REPLY_FAKE)
@@ -298,21 +194,14 @@ cdef class ExtendedClient(SimpleClient):
             if key in self.names:
                 self.refuse(b"P", self.host.statement_exists(key))
                 return self.drop(size, have)
-            if (
-                size > have
-                or len(self.names) >= MAX_NAMES
-                or self.pool.statements.bytes_kept
-                > MAX_SHARED * self.pool.statements.max_bytes
-            ):
-                self.refuse(b"P", self.host.error(QueryTooLarge(
-                    hint="close prepared statements that are no longer used"
-                )))
+            if size > have or self.has_too_many():
+                self.refuse_another(b"P")
                 return self.drop(size, have)
             text = PyBytes_FromStringAndSize(body, body_size)
-            if self.server.flags & UNSHARED:
+            if (self.server.flags | self.server.probing | self.held_by) & UNSHARED:
                 statement = self.pool.statements.add(text)
             else:
-                statement = self.pool.statements.find(text, self.settings)
+                statement = self.pool.statements.find(text, self.settings.parsing)
             self.names[key] = statement
             self.traffic.client_parses += 1
             self.pool.statements.tick += 1
@@ -343,7 +232,7 @@ cdef class ExtendedClient(SimpleClient):
             self.server.unnamed_serial = self.unnamed_serial
             self.parsed_unnamed = True
             self.unnamed_change = self.server.replies.pushed()
-        elif len(self.names) < MAX_NAMES:
+        elif not self.has_too_many():
             statement = describe(PyBytes_FromStringAndSize(body, body_size))
             # Whether this Parse will succeed isn't known: the name may go on to
             # mean what it meant.
@@ -369,7 +258,7 @@ cdef class ExtendedClient(SimpleClient):
             if self.must_wait(rest - name):
                 return 0
             statement = self.use_statement(b"B", name, rest - name)
-            if statement is None:
+            if statement is None and not self.is_unknown:
                 return self.drop(size, have)
         elif rest == name:
             statement = self.unnamed
@@ -377,16 +266,16 @@ cdef class ExtendedClient(SimpleClient):
                 return 0
         else:
             statement = self.names.get(name[:rest - name])
-        if statement is not None:
-            # Here too: its portal may be run when its name is forgotten.
-            self.server.flags |= statement.flags & ~<uint32_t> FLAG_TRANSACTION
+        if statement is not None and statement.flags:
+            # Already here: its portal may be run when its name is forgotten.
+            self.note_statement(statement)
         if name - portal == 1:
             self.portal = statement
         elif len(self.portals) < MAX_PORTALS:
             self.portals[portal[:name - portal - 1]] = statement
         self.ask(ASKED_BIND, size)
         self.traffic.binds += 1
-        if not self.shares_names or rest == name:
+        if statement is None or not self.shares_names or rest == name:
             return self.forward(p, size, have)
         self.emit_renamed(
             b"B", portal, name - portal, statement, rest + 1, end - rest - 1,
@@ -426,7 +315,7 @@ cdef class ExtendedClient(SimpleClient):
         if statement is not None:
             reply.fingerprint = statement.fingerprint
             reply.complexity = statement.complexity
-            self.server.flags |= statement.flags
+            self.server.flags |= statement.flags & FLAG_TRANSACTION
             if statement.flags & (FLAG_DEALLOCATE | FLAG_DISCARD):
                 self.names_change = self.server.replies.pushed()
         else:
@@ -442,9 +331,9 @@ cdef class ExtendedClient(SimpleClient):
             if self.must_wait(size - HEADER - 2):
                 return 0
             statement = self.use_statement(b"D", p + HEADER + 1, size - HEADER - 2)
-            if statement is None:
+            if statement is None and not self.is_unknown:
                 return size
-            if size > HEADER + 2:
+            if size > HEADER + 2 and statement is not None:
                 self.ask(ASKED_DESCRIBE, size)
                 self.emit_renamed(b"D", p + HEADER, 1, statement, NULL, 0, 0)
                 return size

@@ -64,6 +64,7 @@ cdef enum:  # Scan.flags: session state that some statement may make or end
     FLAG_DDL = 1 << 17
     FLAG_PREPARED_XACT = 1 << 18    # PREPARE TRANSACTION, COMMIT PREPARED, ...
     FLAG_COPY = 1 << 19
+    FLAG_ANY_SETTING = 1 << 20      # set by `_client`: settings of unknown name
 
 
 cdef enum:

@@ -58,6 +58,7 @@ class Flag(IntFlag):
     DDL = 131072
     PREPARED_XACT = 262144
     COPY = 524288
+    ANY_SETTING = 1048576
 
 class ScanResult(NamedTuple):
     """What one scan found."""

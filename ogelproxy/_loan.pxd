@@ -18,6 +18,7 @@ cdef enum:  # ServerCore.phase
 
 cdef class Borrower(Connection):
     # What a server knows of the client it is lent to.
+    cdef readonly PoolCore pool
     cdef readonly Lendable server   # the loan, or None; changed by lend and release
     cdef Attribution who              # to whom queries are counted
     cdef UsageTable usage
@@ -27,15 +28,21 @@ cdef class Borrower(Connection):
     cdef bint is_dropping             # a failed batch: dropped up to its Sync
     cdef bint is_stalled              # answers must come before more is read
     cdef bytes notice                 # a NoticeResponse to send at the next boundary
+    cdef public Settings startup      # what RESET takes it back to
+    cdef public Settings settings     # what its sessions are to be set to
+    cdef public object touched        # names of settings that it may have changed
+    cdef public uint32_t held_by      # state that pins it to its server: FLAG_
     cdef Statement unnamed            # its unnamed statement, or None
     cdef uint64_t unnamed_serial      # which Parse made it
 
+    cdef int touch(self, bytes name) except -1
     cdef int unstall(self) except -1
     cdef int names_skipped(self, list changes) except -1
     cdef int unnamed_lost(self, uint64_t serial) except -1
     cdef int statements_dropped(self) except -1
     cdef int server_gone(self, bint may_tell) except -1
     cdef int server_released(self) except -1
+    cdef bytes reword(self, bytes body, list replaced)
 
 
 cdef class Lendable(Connection):
@@ -51,7 +58,10 @@ cdef class Lendable(Connection):
     cdef dict prepared                # Statement: None, those it has
     cdef public Settings settings     # what it is set to; None when not known
     cdef uint64_t unnamed_serial      # which client's Parse its unnamed statement is
-    cdef uint32_t flags               # session state that this loan may have made
+    cdef public object question       # what the probe under way asks; `pool`'s
+    cdef uint32_t flags               # session state that may have been made or ended
+    cdef uint32_t probing             # likewise, of before the probe under way
+    cdef uint32_t dirt                # state to be taken away when this loan ends
     cdef uint64_t rows                # of the reply at the head
     cdef uint64_t bytes_out           # sent to the client since the last count
     cdef double transaction_at        # when the transaction began
@@ -73,6 +83,9 @@ cdef class Lendable(Connection):
     cdef bint is_settled(self) noexcept
     cdef bint is_lendable(self) noexcept
     cdef int release(self) except -1
+    cdef bint probe(self) except -1
+    cdef bint owes_itself(self) noexcept
+    cdef int part(self, uint32_t flags) except -1
     cdef int drop_client(self) except -1
     cdef int finish_alone(self) except -1
     cdef int fakes(self) except -1
@@ -80,4 +93,6 @@ cdef class Lendable(Connection):
     cdef int restore(self) except -1
     cdef int count_rest(self, bint is_lost) except -1
     cdef int ask_query(self, bytes message) except -1
+    cdef int make_room(self) except -1
+    cdef int prepare_sql(self, Naming naming) except -1
     cdef int prepare(self, Naming naming, uint8_t action) except -1

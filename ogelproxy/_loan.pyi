@@ -6,7 +6,12 @@ from ogelproxy._reactor import Connection, Reactor
 class Borrower(Connection):
     """What a server knows of the client that it is lent to."""
 
+    pool: Any
     server: Any
+    startup: Settings
+    settings: Settings
+    touched: frozenset[str] | None
+    held_by: int
 
 class Lendable(Connection):
     """A server connection as loans see it."""
@@ -16,6 +21,7 @@ class Lendable(Connection):
     client: Any
     phase: int
     settings: Settings | None
+    question: Any
     idle_since: float
     opened_at: float
     expires_at: float

@@ -10,23 +10,41 @@ from cpython.ref cimport Py_INCREF
 from libc.string cimport memcpy, memset
 
 from ogelproxy._fingerprint cimport (
-    FLAG_ADVISORY, FLAG_DEALLOCATE, FLAG_DISCARD, FLAG_HOLD, FLAG_LISTEN, FLAG_LOAD,
-    FLAG_PREPARE, FLAG_ROLE, FLAG_SET, FLAG_SET_CONFIG, FLAG_TEMP,
+    FLAG_ADVISORY, FLAG_ADVISORY_UNLOCK, FLAG_ANY_SETTING, FLAG_CLOSE, FLAG_DDL,
+    FLAG_DEALLOCATE, FLAG_DISCARD, FLAG_HOLD, FLAG_LISTEN, FLAG_LOAD, FLAG_PREPARE,
+    FLAG_ROLE, FLAG_SET, FLAG_SET_CONFIG, FLAG_TEMP, FLAG_UNLISTEN,
 )
 from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
 from ogelproxy._replies cimport (
-    ASKED_CLOSE, ASKED_PARSE, ASKED_QUERY, REPLY_RESTORE, REPLY_SKIP,
+    ASKED_BIND, ASKED_CLOSE, ASKED_EXECUTE, ASKED_PARSE, ASKED_QUERY, REPLY_FORWARD,
+    REPLY_PROBE, REPLY_REFUSE, REPLY_RESTORE, REPLY_SKIP,
 )
 from ogelproxy._usage cimport Measure
-from ogelproxy._wire cimport HEADER, Gather, put32
+from ogelproxy._wire cimport HEADER, put32
 
 cdef enum:
-    # What another client must not find on a server: it is reset first, and in
-    # auto mode the server stays with the client that made it.
-    SESSION_STATE = (
-        FLAG_ADVISORY | FLAG_DEALLOCATE | FLAG_DISCARD | FLAG_HOLD | FLAG_LISTEN
-        | FLAG_LOAD | FLAG_PREPARE | FLAG_ROLE | FLAG_SET | FLAG_SET_CONFIG | FLAG_TEMP
+    # Changed settings: told by the server, and followed by the client.
+    SETTING = FLAG_SET | FLAG_SET_CONFIG | FLAG_ROLE | FLAG_ANY_SETTING
+    # What else another client must not find on a server. In auto mode the server
+    # stays with the client while there is any.
+    STATE = (
+        FLAG_ADVISORY | FLAG_HOLD | FLAG_LISTEN | FLAG_LOAD | FLAG_PREPARE | FLAG_TEMP
     )
+    # May end some of it.
+    ENDING = (
+        FLAG_ADVISORY_UNLOCK | FLAG_CLOSE | FLAG_DEALLOCATE | FLAG_DDL | FLAG_DISCARD
+        | FLAG_UNLISTEN
+    )
+    # After these the proxy doesn't know which statements the server has.
+    STATEMENTS = FLAG_PREPARE | FLAG_DEALLOCATE | FLAG_DISCARD
+    # What a server is rid of before its next client.
+    UNWANTED = SETTING | STATE | FLAG_DEALLOCATE | FLAG_DISCARD
+
+
+# Bind and Execute of the unnamed statement, without parameters.
+cdef bytes RUN_UNNAMED = (
+    b"B\0\0\0\x0c\0\0\0\0\0\0\0\0" + b"E\0\0\0\x09\0\0\0\0\0"
+)
 
 # Seconds for which a server that was just used is taken to be there: under load
 # nothing is asked of the kernel.
@@ -34,6 +52,14 @@ cdef double FRESH = 0.001
 
 
 cdef class Borrower(Connection):
+
+    cdef int touch(self, bytes name) except -1:
+        """Note that a setting changed, whoever changed it."""
+        if self.pool.mode != MODE_SESSION:
+            if self.touched is None:
+                self.touched = frozenset()
+            self.touched |= {name.decode("latin-1").lower()}
+        return 0
 
     cdef int unstall(self) except -1:
         return 0
@@ -52,6 +78,9 @@ cdef class Borrower(Connection):
 
     cdef int server_released(self) except -1:
         return 0
+
+    cdef bytes reword(self, bytes body, list replaced):
+        return body
 
 
 cdef class Lendable(Connection):
@@ -85,7 +114,7 @@ cdef class Lendable(Connection):
         self.phase = SERVER_LENT
         self.client = client
         client.server = self
-        self.flags = 0
+        self.flags = self.probing = self.dirt = 0
         self.was_reset = False
         self.rows = 0
         self.bytes_out = 0
@@ -118,29 +147,91 @@ cdef class Lendable(Connection):
     cdef int release(self) except -1:
         """End the loan where the pool mode says so; the server must be settled."""
         cdef Borrower client = self.client
+        cdef uint32_t seen
         if self.pool.mode == MODE_SESSION:
             return 0
-        if self.pool.mode == MODE_AUTO and self.flags & SESSION_STATE:
+        if self.flags & FLAG_DDL and not self.flags & FLAG_TEMP:
+            # What is prepared may return other columns now.
+            self.pool.statements.forget()
+        if self.flags or client.touched is not None:
+            seen = SETTING | STATE | FLAG_DEALLOCATE
+            if client.held_by:
+                seen |= ENDING
+            if (self.flags & seen or client.touched is not None) and self.probe():
+                return 0
+        if client.held_by:
             return 0
         self.client = None
         client.server = None
         client.server_released()
         return self.settle()
 
-    cdef int drop_client(self) except -1:
-        """End the loan because the client goes away, wherever it stands."""
-        cdef bint is_settled = self.is_settled()
-        cdef bint is_busy = self.replies.count > 0
-        self.count_rest(True)
-        if self.pool.mode == MODE_SESSION:
-            self.flags |= SESSION_STATE
+    cdef bint probe(self) except -1:
+        """Ask what became of session state, behind the client's back.
+
+        A statement may have failed, been rolled back or ended some state: only
+        the server knows. Returns whether there was anything to ask.
+        """
+        cdef Borrower client = self.client
+        if client.touched is not None:
+            self.flags |= FLAG_SET
+        query = self.pool.question(self, client, self.flags)
+        self.probing = self.flags
+        self.flags = 0
+        self.dirt |= self.probing & FLAG_DEALLOCATE
+        if self.pool.mode != MODE_AUTO:
+            self.dirt |= self.probing & (STATE | FLAG_ANY_SETTING)
+        if query is None:
+            self.probing = 0
+            return False
+        client.touched = None
+        self.unnamed_serial = 0
+        self.replies.push(ASKED_QUERY, REPLY_PROBE)
+        self.write(PyBytes_AS_STRING(query), len(query))
+        return True
+
+    cdef bint owes_itself(self) noexcept:
+        """What is owed is only the proxy's own, and its client owes nothing."""
+        cdef uint32_t index
+        cdef Reply* reply
+        if self.status != b"I" or self.body_left or self.client.body_left or (
+            self.client.is_batch_open
+        ):
+            return False
+        for index in range(self.replies.count):
+            reply = self.replies.at(index)
+            if reply.asked != ASKED_QUERY or reply.action == REPLY_FORWARD or (
+                reply.action == REPLY_REFUSE
+            ):
+                return False
+        return True
+
+    cdef int part(self, uint32_t flags) except -1:
+        """Leave the client, with a reply of its own still to come."""
+        self.flags |= flags | self.probing | self.client.held_by
         self.client.server = None
         self.client = None
-        if not is_settled:
-            self.phase = SERVER_CLOSED
-            self.host.abandon(self, is_busy)
-            return 0
-        return self.settle()
+        self.phase = SERVER_RESETTING
+        return self.resume()
+
+    cdef int drop_client(self) except -1:
+        """End the loan because the client goes away, wherever it stands."""
+        cdef bint is_busy = self.replies.count > 0
+        cdef uint32_t flags = 0
+        if self.pool.mode == MODE_SESSION:
+            flags = FLAG_DISCARD
+        elif self.client.touched is not None:
+            flags = FLAG_ANY_SETTING
+        if is_busy and self.owes_itself():
+            return self.part(flags)
+        if self.is_settled():
+            self.part(flags)
+            return self.settle()
+        self.count_rest(True)
+        self.client.server = None
+        self.client = None
+        self.phase = SERVER_CLOSED
+        return self.host.abandon(self, is_busy)
 
     cdef int finish_alone(self) except -1:
         """End the loan of a client that said goodbye behind its last request.
@@ -157,15 +248,12 @@ cdef class Lendable(Connection):
         ):
             return self.drop_client()
         self.count_rest(False)
-        self.flags |= SESSION_STATE
-        self.client.server = None
-        self.client = None
-        self.phase = SERVER_RESETTING
-        return self.resume()
+        return self.part(FLAG_DISCARD)
 
     cdef int settle(self) except -1:
         """Go to the next client, to the pool, or to the end."""
         cdef Borrower client
+        cdef uint32_t unwanted
         self.resume()
         if (
             self.is_retiring
@@ -176,13 +264,19 @@ cdef class Lendable(Connection):
         ):
             self.host.retire(self)
             return 0
-        if self.flags & SESSION_STATE:
-            self.flags = 0
+        unwanted = (self.flags | self.dirt) & UNWANTED
+        self.flags = self.probing = self.dirt = 0
+        if unwanted:
+            message = self.pool.reset_message(unwanted)
+            if message is None:
+                self.host.retire(self)
+                return 0
             self.phase = SERVER_RESETTING
-            self.prepared.clear()
-            self.unnamed_serial = 0
-            self.ask_query(self.host.reset_message)
-            self.settings = self.pool.baseline
+            if unwanted & STATEMENTS:
+                self.prepared.clear()
+            if unwanted & (SETTING | FLAG_DISCARD):
+                self.settings = self.pool.baseline
+            self.ask_query(message)
             return self.flush_gather()
         self.phase = SERVER_IDLE
         self.idle_since = self.reactor.now
@@ -208,14 +302,14 @@ cdef class Lendable(Connection):
 
     cdef int restore(self) except -1:
         """Set again what a RESET of the client's took from its start-up packet."""
-        cdef bytes query = self.settings.restore
+        cdef bytes query
         self.was_reset = False
-        if query is not None and self.client is not None and (
-            self.status == b"T" or self.pool.mode in (MODE_SESSION, MODE_AUTO)
-        ):
-            self.unnamed_serial = 0
-            self.replies.push(ASKED_QUERY, REPLY_RESTORE)
-            self.write(PyBytes_AS_STRING(query), len(query))
+        if self.client is not None:
+            query = self.client.startup.restore
+            if query is not None:
+                self.unnamed_serial = 0
+                self.replies.push(ASKED_QUERY, REPLY_RESTORE)
+                self.write(PyBytes_AS_STRING(query), len(query))
         return 0
 
     # Requests of the proxy's own; the caller flushes the gather.
@@ -228,42 +322,68 @@ cdef class Lendable(Connection):
         self.replies.push(ASKED_QUERY, REPLY_SKIP)
         return self.reactor.gather.copy(PyBytes_AS_STRING(message), len(message))
 
+    cdef int make_room(self) except -1:
+        """Close the statement used longest ago if the server has too many."""
+        cdef Statement each
+        cdef Statement oldest = None
+        cdef char* p
+        if len(self.prepared) < self.pool.max_prepared:
+            return 0
+        for each in self.prepared:
+            if oldest is None or each.last_used < oldest.last_used:
+                oldest = each
+        del self.prepared[oldest]
+        self.replies.push(ASKED_CLOSE, REPLY_SKIP)
+        p = self.reactor.gather.reserve(HEADER + 2 + len(oldest.server_name))
+        p[0] = b"C"
+        put32(p + 1, <uint32_t> (4 + 2 + len(oldest.server_name)))
+        p[5] = b"S"
+        memcpy(
+            p + 6, PyBytes_AS_STRING(oldest.server_name), len(oldest.server_name) + 1
+        )
+        return 0
+
     cdef int prepare(self, Naming naming, uint8_t action) except -1:
         """Have the server parse a shared statement, making room for it."""
-        cdef Gather gather = self.reactor.gather
         cdef Statement statement = naming.after
         cdef Reply* reply
-        cdef Statement each
-        cdef Statement oldest
         cdef Py_ssize_t name_size = len(statement.server_name) + 1
         cdef Py_ssize_t body_size = len(statement.body)
         cdef char* p
-        if len(self.prepared) >= self.pool.max_prepared:
-            oldest = None
-            for each in self.prepared:
-                if oldest is None or each.last_used < oldest.last_used:
-                    oldest = each
-            del self.prepared[oldest]
-            self.replies.push(ASKED_CLOSE, REPLY_SKIP)
-            p = gather.reserve(HEADER + 2 + len(oldest.server_name))
-            p[0] = b"C"
-            put32(p + 1, <uint32_t> (4 + 2 + len(oldest.server_name)))
-            p[5] = b"S"
-            memcpy(
-                p + 6, PyBytes_AS_STRING(oldest.server_name),
-                len(oldest.server_name) + 1,
-            )
+        self.make_room()
         self.prepared[statement] = None
         if self.client is not None:
             self.client.traffic.server_parses += 1
+        if statement.is_sql:
+            return self.prepare_sql(naming)
         reply = self.replies.push(ASKED_PARSE, action)
         Py_INCREF(naming)
         reply.thing = <PyObject*> naming
-        p = gather.reserve(HEADER + name_size + body_size)
+        p = self.reactor.gather.reserve(HEADER + name_size + body_size)
         p[0] = b"P"
         put32(p + 1, <uint32_t> (4 + name_size + body_size))
         memcpy(p + HEADER, PyBytes_AS_STRING(statement.server_name), name_size)
         memcpy(p + HEADER + name_size, PyBytes_AS_STRING(statement.body), body_size)
+        return 0
+
+    cdef int prepare_sql(self, Naming naming) except -1:
+        """Run a PREPARE within a batch of the extended protocol."""
+        cdef Statement statement = naming.after
+        cdef Reply* reply
+        cdef Py_ssize_t size = len(statement.body) + 1
+        cdef char* p = self.reactor.gather.reserve(HEADER + 1 + size + 2)
+        p[0] = b"P"
+        put32(p + 1, <uint32_t> (4 + 1 + size + 2))
+        p[HEADER] = 0
+        memcpy(p + HEADER + 1, PyBytes_AS_STRING(statement.body), size)
+        p[HEADER + 1 + size] = p[HEADER + 2 + size] = 0
+        self.reactor.gather.copy(RUN_UNNAMED, len(RUN_UNNAMED))
+        self.unnamed_serial = 0
+        self.replies.push(ASKED_PARSE, REPLY_SKIP)
+        self.replies.push(ASKED_BIND, REPLY_SKIP)
+        reply = self.replies.push(ASKED_EXECUTE, REPLY_SKIP)
+        Py_INCREF(naming)
+        reply.thing = <PyObject*> naming
         return 0
 
     # Usage.

@@ -10,9 +10,10 @@ cdef enum:
 
 
 cdef class Settings:
-    # Session settings that a client asked for at start-up, or a server has.
+    # Session settings that a client asked for, or a server has.
     # One object for equal settings, so that comparing is comparing pointers.
-    cdef readonly tuple items        # (name, value) pairs, sorted
+    cdef readonly tuple items        # (name, value) pairs, sorted; names in lower case
+    cdef readonly tuple parsing      # those of them that a Parse may depend on
     cdef public bytes restore        # query that sets again what a RESET undid, or None
     cdef public object statuses      # bytes of the ParameterStatus messages, or None
 

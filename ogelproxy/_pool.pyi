@@ -9,6 +9,7 @@ class Settings:
     """Session settings; one object for equal ones within a pool."""
 
     items: tuple[tuple[str, str], ...]
+    parsing: tuple[tuple[str, str], ...]
     statuses: bytes | None
     restore: bytes | None
     def __init__(self, items: tuple[tuple[str, str], ...]) -> None: ...
@@ -46,3 +47,13 @@ class PoolCore:
         """Wait for a server for a use of the proxy's own, before all clients."""
     def wanted(self) -> None:
         """A client waits and no server is idle: open one where that is allowed."""
+    def settings_changed(self, text: bytes) -> frozenset[str] | None:
+        """The names of the settings that a text may change; None for any."""
+    def named_statements(self, text: bytes) -> Any:
+        """Which prepared statements PREPARE and the like name in a query."""
+    def question(self, server: Any, client: Any, flags: int) -> bytes | None:
+        """A query that tells what session state there is, or None."""
+    def answered(self, server: Any, client: Any, row: bytes | None) -> None:
+        """Take the answer; None when there was an error."""
+    def reset_message(self, flags: int) -> bytes | None:
+        """The query that takes this state from a server; None if nothing can."""

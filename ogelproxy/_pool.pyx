@@ -9,10 +9,24 @@ import asyncio
 from collections import deque
 
 
+# Settings that change nothing about what a statement means or returns, so that a
+# prepared one may be shared over their values. Names with a dot are such, too.
+cdef frozenset HARMLESS = frozenset((
+    "application_name", "client_min_messages", "deadlock_timeout",
+    "effective_cache_size", "idle_in_transaction_session_timeout",
+    "idle_session_timeout", "lock_timeout", "log_min_messages", "log_statement",
+    "maintenance_work_mem", "statement_timeout", "synchronous_commit", "temp_buffers",
+    "transaction_timeout", "work_mem",
+))
+
+
 cdef class Settings:
 
     def __init__(self, tuple items):
         self.items = items
+        self.parsing = tuple([
+            item for item in items if "." not in item[0] and item[0] not in HARMLESS
+        ])
 
     def __repr__(self):
         return f"Settings({dict(self.items)!r})"
@@ -104,4 +118,26 @@ cdef class PoolCore:
 
     def wanted(self):
         """A client waits and no server is idle: open one where that is allowed."""
+        raise NotImplementedError
+
+    # What the compiled side asks about session state; `pool.Pool` answers.
+
+    def settings_changed(self, bytes text):
+        """The names of the settings that a text may change; None for any."""
+        raise NotImplementedError
+
+    def named_statements(self, bytes text):
+        """Which prepared statements PREPARE and the like name in a query."""
+        raise NotImplementedError
+
+    def question(self, server, client, int flags):
+        """A query that tells what session state there is, or None."""
+        raise NotImplementedError
+
+    def answered(self, server, client, bytes row):
+        """Take the answer; None when there was an error."""
+        raise NotImplementedError
+
+    def reset_message(self, int flags):
+        """The query that takes this state from a server; None if nothing can."""
         raise NotImplementedError

@@ -19,6 +19,7 @@ cdef enum:  # what becomes of the reply
     REPLY_FORWARD = 0
     REPLY_SKIP        # the proxy asked for itself: the client never sees it
     REPLY_RESTORE     # likewise, but for what it reports of settings
+    REPLY_PROBE       # likewise, a row that tells of the session's state
     REPLY_FAKE        # the server was never asked: the proxy answers
     REPLY_REFUSE      # made to fail on the server: its error is replaced
 
@@ -29,6 +30,7 @@ cdef struct Reply:
     uint8_t failed          # an ErrorResponse came
     uint8_t is_unnamed      # PARSE of the unnamed statement
     char sqlstate[5]        # of that error
+    uint8_t is_rewritten    # QUERY with names of the server's in it
     uint32_t queries        # queries that this counts as
     uint32_t complexity     # hundredths
     uint64_t fingerprint    # of the query; of a PARSE without a name its serial
@@ -37,7 +39,7 @@ cdef struct Reply:
     double started          # monotonic seconds at which it was sent
     double queued           # seconds it waited for a server
     double throttled        # seconds it waited for a token
-    PyObject* thing         # owned: Naming of a PARSE or CLOSE, bytes of a REFUSE
+    PyObject* thing         # owned: a Naming or Rewriting, bytes of a REFUSE
 
 
 cdef class Replies:
@@ -53,5 +55,6 @@ cdef class Replies:
     cdef Reply* last(self) noexcept
     cdef uint64_t pushed(self) noexcept
     cdef Reply* at(self, uint32_t index) noexcept
+    cdef int refuse_next(self, bytes error) except -1
     cdef void pop(self) noexcept
     cdef void clear(self) noexcept

@@ -5,7 +5,8 @@ what was asked says which reply comes next, what ends it, to whom it goes and
 what it counts as. Rules only: `_relay` fills and empties it.
 """
 
-from cpython.ref cimport Py_XDECREF
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -61,6 +62,17 @@ cdef class Replies:
 
     cdef Reply* at(self, uint32_t index) noexcept:
         return self.ring + ((self.first + index) & (self.capacity - 1))
+
+    cdef int refuse_next(self, bytes error) except -1:
+        """Have the error of the reply behind the first replaced by `error`."""
+        cdef Reply* reply
+        if self.count > 1:
+            reply = self.at(1)
+            Py_XDECREF(reply.thing)
+            Py_INCREF(error)
+            reply.thing = <PyObject*> error
+            reply.action = REPLY_REFUSE
+        return 0
 
     cdef void pop(self) noexcept:
         cdef Reply* reply = self.ring + self.first

@@ -10,19 +10,24 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
-from ogelproxy._fingerprint cimport FLAG_DEALLOCATE, FLAG_DISCARD, FLAG_TRANSACTION
+from ogelproxy._fingerprint cimport (
+    FLAG_DEALLOCATE, FLAG_DISCARD, FLAG_SET_LOCAL, FLAG_TRANSACTION,
+)
 from ogelproxy._loan cimport (
     SERVER_CLOSED, SERVER_LENT, SERVER_LOGIN, SERVER_RESETTING, Borrower, Lendable,
 )
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
 from ogelproxy._replies cimport (
     ASKED_BIND, ASKED_CLOSE, ASKED_DESCRIBE, ASKED_EXECUTE, ASKED_FUNCTION,
-    ASKED_PARSE, ASKED_QUERY, ASKED_SYNC, REPLY_FAKE, REPLY_FORWARD, REPLY_REFUSE,
-    REPLY_RESTORE, REPLY_SKIP, Reply,
+    ASKED_PARSE, ASKED_QUERY, ASKED_SYNC, REPLY_FAKE, REPLY_FORWARD, REPLY_PROBE,
+    REPLY_REFUSE, REPLY_RESTORE, REPLY_SKIP, Reply,
 )
-from ogelproxy._statements cimport Naming
+from ogelproxy._statements cimport Naming, Rewriting
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, Gather, frame_size
 from ogelproxy.errors import ProtocolViolation
+
+cdef extern from "string.h" nogil:
+    void* memmem(const void* text, size_t size, const void* part, size_t part_size)
 
 
 cdef class ServerCore(Lendable):
@@ -91,6 +96,7 @@ cdef class ServerCore(Lendable):
         cdef Py_ssize_t size
         cdef Py_ssize_t step
         cdef Reply* head
+        cdef bint is_probe
         cdef char kind
         while i < n:
             if self.body_left:
@@ -111,14 +117,18 @@ cdef class ServerCore(Lendable):
             if head != NULL and head.action == REPLY_FAKE:
                 self.fakes()
                 head = self.replies.head()
+            is_probe = head != NULL and head.action == REPLY_PROBE
             if size > n - i:
-                if kind != b"D" and kind != b"d" and size <= MAX_SEEN:
+                if (kind != b"D" and kind != b"d" or is_probe) and size <= MAX_SEEN:
                     break
                 step = n - i
                 self.body_left = size - step
             else:
                 step = size
-            if kind == b"D" or kind == b"d":
+            if kind == b"D" and is_probe:
+                if client is not None:
+                    self.pool.answered(self, client, p[i + HEADER:i + step])
+            elif kind == b"D" or kind == b"d":
                 self.rows += 1
                 self.pass_on(p + i, step, head)
             elif step < size:
@@ -142,7 +152,8 @@ cdef class ServerCore(Lendable):
     cdef int pass_on(self, const char* p, Py_ssize_t size, Reply* head) except -1:
         self.body_dropped = (
             self.client is None
-            or head != NULL and head.action in (REPLY_SKIP, REPLY_RESTORE)
+            or head != NULL
+            and head.action in (REPLY_SKIP, REPLY_RESTORE, REPLY_PROBE)
         )
         if not self.body_dropped:
             self.bytes_out += size
@@ -165,9 +176,12 @@ cdef class ServerCore(Lendable):
             return self.reactor.gather.emit(p, size)
         if kind == b"G" or kind == b"W":
             self.in_copy = True
-        elif kind == b"S" and p[HEADER:size] in self.host.misleading_statuses:
-            self.host.lexer_changed(self.client)
-            return 0
+        elif kind == b"S":
+            if p[HEADER:size] in self.host.misleading_statuses:
+                self.host.lexer_changed(self.client)
+                return 0
+            if head != NULL and not self.flags & FLAG_SET_LOCAL:
+                self.client.touch(p[HEADER:size - 1].partition(b"\0")[0])
         self.pass_on(p, size, head)
         if (
             kind == b"1" and asked == ASKED_PARSE
@@ -220,6 +234,8 @@ cdef class ServerCore(Lendable):
                 size == 11 and memcmp(p + HEADER, b"RESET", 6) == 0
                 or size == 17 and memcmp(p + HEADER, b"DISCARD ALL", 12) == 0
             )
+        if head.is_rewritten:
+            (<Rewriting> <object> head.thing).completed += 1
         if rows > self.rows:
             self.rows = rows
         head.rows += self.rows
@@ -235,7 +251,9 @@ cdef class ServerCore(Lendable):
         cdef const char* end = p + size
         cdef const char* stop
         cdef bytes refusal
+        cdef bytes told
         cdef Naming naming
+        cdef Rewriting rewriting
         cdef list changes = []
         cdef uint8_t was_counted = 0
         cdef char[5] sqlstate
@@ -263,16 +281,43 @@ cdef class ServerCore(Lendable):
             refusal = <bytes> head.thing
             self.bytes_out += len(refusal)
             self.reactor.gather.copy(PyBytes_AS_STRING(refusal), len(refusal))
+        elif head.action == REPLY_PROBE:
+            self.body_dropped = True
+            if self.client is not None:
+                self.pool.answered(self, self.client, None)
+            else:
+                self.is_retiring = True
+        elif head.action == REPLY_SKIP and head.thing != NULL and (
+            head.asked == ASKED_QUERY
+        ):
+            # A PREPARE sent again failed: so does what was to run the statement.
+            naming = <Naming> <object> head.thing
+            self.prepared.pop(naming.after, None)
+            self.body_dropped = True
+            self.replies.refuse_next(p[:size])
         elif head.action in (REPLY_SKIP, REPLY_RESTORE) and head.asked == ASKED_QUERY:
             # A setting or a reset of ours failed: the state can't be known.
             self.settings = None
             self.is_retiring = True
             self.body_dropped = True
             if self.client is not None:
-                raise ProtocolViolation("session settings refused", by="server")
+                self.host.settings_refused(self.client, p[HEADER:size])
         else:
             head.action = REPLY_FORWARD
-            self.pass_on(p, size, head)
+            rewriting = <Rewriting> <object> head.thing if head.is_rewritten else None
+            if self.client is not None and (
+                rewriting is not None or memmem(p, size, b"o7s_", 4) != NULL
+            ):
+                # It speaks of a statement, or of a place, by the server's name.
+                told = self.client.reword(
+                    p[HEADER:size], None if rewriting is None else rewriting.replaced
+                )
+                self.reactor.gather.copy(PyBytes_AS_STRING(told), len(told))
+                self.bytes_out += len(told)
+            else:
+                self.pass_on(p, size, head)
+            if rewriting is not None:
+                self.undo(rewriting)
         if head.asked in (ASKED_QUERY, ASKED_SYNC, ASKED_FUNCTION):
             return 0
         # The rest of the batch is skipped up to its Sync (manual 55.2.3). The
@@ -281,7 +326,13 @@ cdef class ServerCore(Lendable):
             head = self.replies.head()
             if head.asked == ASKED_SYNC:
                 break
-            if head.asked == ASKED_EXECUTE and not was_counted:
+            if head.asked == ASKED_EXECUTE and head.thing != NULL and (
+                head.action != REPLY_REFUSE
+            ):
+                # A PREPARE sent again.
+                naming = <Naming> <object> head.thing
+                self.prepared.pop(naming.after, None)
+            elif head.asked == ASKED_EXECUTE and not was_counted:
                 was_counted = 1
                 head.failed = 1
                 memcpy(head.sqlstate, sqlstate, 5)
@@ -306,6 +357,22 @@ cdef class ServerCore(Lendable):
                 self.client.is_dropping = self.client.is_batch_open = True
         return 0
 
+    cdef int undo(self, Rewriting rewriting) except -1:
+        """A query failed: what it was to name from there on hasn't changed."""
+        cdef Naming naming
+        cdef list undone = []
+        for naming, index in rewriting.namings:
+            if index < rewriting.completed:
+                continue
+            if naming.after is not None:
+                self.prepared.pop(naming.after, None)
+            else:
+                self.prepared[naming.before] = None
+            undone.append(naming)
+        if self.client is not None:
+            self.client.names_skipped(undone)
+        return 0
+
     cdef int ready(self, const char* p, Py_ssize_t size) except -1:
         """ReadyForQuery: one request is answered in full."""
         cdef Reply* head = self.replies.head()
@@ -317,7 +384,9 @@ cdef class ServerCore(Lendable):
         if self.status == b"I":
             self.transaction_at = head.started
         self.status = p[HEADER]
-        if head.action in (REPLY_SKIP, REPLY_RESTORE):
+        if head.action in (REPLY_SKIP, REPLY_RESTORE, REPLY_PROBE):
+            if head.action == REPLY_PROBE:
+                self.probing = 0
             self.rows = 0
             self.replies.pop()
             return 0

@@ -2,6 +2,7 @@ from libc.stdint cimport uint32_t
 
 from ogelproxy._client cimport ClientCore
 from ogelproxy._fingerprint cimport Scan
+from ogelproxy._replies cimport Reply
 
 
 cdef class SimpleClient(ClientCore):
@@ -14,6 +15,8 @@ cdef class SimpleClient(ClientCore):
     cdef Py_ssize_t on_query(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1
+    cdef Reply* ask_query(self, Py_ssize_t size) except NULL
+    cdef bint on_named(self, const char* p, Py_ssize_t size) except -1
     cdef Py_ssize_t on_function(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1

@@ -6,7 +6,12 @@ from ogelproxy._client cimport HELD, REFUSED
 from ogelproxy._fingerprint cimport (
     FLAG_DEALLOCATE,
     FLAG_DISCARD,
+    FLAG_EXECUTE,
     FLAG_LISTEN,
+    FLAG_PREPARE,
+    FLAG_ROLE,
+    FLAG_SET,
+    FLAG_SET_CONFIG,
     FLAG_TRANSACTION,
     scan_feed,
     scan_finish,
@@ -18,6 +23,8 @@ from ogelproxy._wire cimport HEADER, MAX_SEEN
 
 cdef enum:
     FUNCTION_CALL = 1       # the fingerprint of every function call message
+    NAMING = FLAG_PREPARE | FLAG_EXECUTE | FLAG_DEALLOCATE
+    NOTED = FLAG_SET | FLAG_SET_CONFIG | FLAG_ROLE | FLAG_DISCARD
 
 
 cdef class SimpleClient(ClientCore):
@@ -76,16 +83,19 @@ cdef class SimpleClient(ClientCore):
             self.prepaid = cost
         if not self.borrow():
             return 0
-        self.prepaid = 0
-        self.is_batch_open = False
-        self.server.unnamed_serial = 0
-        reply = self.ask(ASKED_QUERY, size)
+        if is_whole and self.scan.flags & NAMING:
+            if self.on_named(p, size):
+                return size
+            if self.is_stalled:
+                return 0
+        reply = self.ask_query(size)
         if is_whole:
-            reply.fingerprint = self.scan.fingerprint
-            reply.complexity = self.scan.complexity
-            reply.queries = max(self.scan.statements, 1)
-            self.server.flags |= self.scan.flags
+            if self.scan.flags & NOTED:
+                self.note(self.scan.flags, p[HEADER:size - 1])
+            else:
+                self.server.flags |= self.scan.flags
         else:
+            reply.fingerprint = 0
             reply.queries = 1
             reply.complexity = 100
             self.is_scanning = True
@@ -93,10 +103,28 @@ cdef class SimpleClient(ClientCore):
             self.scanned_index = (
                 self.server.replies.first + self.server.replies.count - 1
             )
-        self.unnamed = None
         if not is_whole or self.scan.flags & (FLAG_DEALLOCATE | FLAG_DISCARD):
             self.names_doubt = self.server.replies.pushed()
         return self.forward(p, size, have)
+
+    cdef Reply* ask_query(self, Py_ssize_t size) except NULL:
+        """Note that a reply is owed for the query that was scanned."""
+        cdef Reply* reply = self.ask(ASKED_QUERY, size)
+        reply.fingerprint = self.scan.fingerprint
+        reply.complexity = self.scan.complexity
+        reply.queries = max(self.scan.statements, 1)
+        self.prepaid = 0
+        self.is_batch_open = False
+        self.server.unnamed_serial = 0
+        self.unnamed = None
+        return reply
+
+    cdef bint on_named(self, const char* p, Py_ssize_t size) except -1:
+        """Have a PREPARE, EXECUTE or DEALLOCATE use the server's names.
+
+        Returns False for a query that is to be passed on as it is.
+        """
+        return False
 
     cdef Py_ssize_t on_function(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
@@ -137,7 +165,7 @@ cdef class SimpleClient(ClientCore):
             reply.fingerprint = self.scan.fingerprint
             reply.complexity = self.scan.complexity
             reply.queries = max(self.scan.statements, 1)
-            self.server.flags |= self.scan.flags
+            self.note(self.scan.flags, None)
         cost = self.scan.statements - self.scan.free_statements
         if cost > self.scan_paid:
             self.wait = self.bucket.take(self.reactor.now, cost - self.scan_paid)

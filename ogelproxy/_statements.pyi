@@ -10,6 +10,7 @@ class Statement:
     complexity: int
     flags: int
     is_free: bool
+    is_sql: bool
 
 @final
 class StatementCache:
@@ -22,3 +23,7 @@ class StatementCache:
 @final
 class Naming:
     """What one message changed about a client's name; seen by compiled code only."""
+
+@final
+class Rewriting:
+    """What a query that names statements became; seen by compiled code only."""

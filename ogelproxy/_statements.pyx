@@ -5,9 +5,11 @@ the pool. What each client and each server knows is kept by `_relay`; here is
 what they share, bounded in bytes.
 """
 
+from libc.stdint cimport uint32_t
 from libc.string cimport memchr
 
 from ogelproxy._fingerprint cimport (
+    FLAG_PREPARE,
     Scan,
     scan_feed,
     scan_finish,
@@ -23,6 +25,13 @@ cdef class Statement:
     def __dealloc__(self):
         if self.cache is not None:
             self.cache.bytes_kept -= len(self.body) + OVERHEAD
+
+
+cdef class Rewriting:
+
+    def __cinit__(self):
+        self.namings = []
+        self.replaced = []
 
 
 cdef Naming change_name(bytes name, Statement before, Statement after):
@@ -61,16 +70,16 @@ cdef class StatementCache:
     def __len__(self):
         return len(self.shared)
 
-    cdef Statement find(self, bytes body, object settings):
+    cdef Statement find(self, bytes body, tuple parsing):
         """The statement of this body, made when there is none yet.
 
         A Parse reads literals and names as the session's settings say, so that
-        only clients with the same settings share a statement.
+        only clients that have these of them in common share a statement.
 
         The cache lets go of the statements parsed longest ago when it holds
         more than its bytes; clients that still use one keep it alive.
         """
-        key = (settings, body)
+        key = (parsing, body)
         statement = self.shared.pop(key, None)
         if statement is None:
             statement = self.add(body)
@@ -84,9 +93,23 @@ cdef class StatementCache:
 
     cdef Statement add(self, bytes body):
         """Make a statement that nobody else finds."""
-        cdef Statement statement = describe(body)
         self.serial += 1
-        statement.server_name = b"o7s_%d" % self.serial
+        return self.keep(describe(body), b"o7s_%d" % self.serial, body)
+
+    cdef Statement add_sql(self, bytes before, bytes behind):
+        """Make a statement of a PREPARE's text before and behind the name."""
+        cdef Statement statement
+        self.serial += 1
+        name = b"o7s_%d" % self.serial
+        body = before + name + behind
+        statement = describe(body + b"\0")
+        statement.is_sql = True
+        statement.flags &= ~<uint32_t> FLAG_PREPARE
+        return self.keep(statement, name, body)
+
+    cdef Statement keep(self, Statement statement, bytes name, bytes body):
+        statement.server_name = name
+        statement.body = body
         statement.cache = self
         self.bytes_kept += len(body) + OVERHEAD
         while self.bytes_kept > self.max_bytes and self.shared:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from ogelproxy import sessions
 from ogelproxy._listen import ListenClient
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class Client(ListenClient):
     address: str = ""  # where it comes from; what a load balancer says, if it may
     port: int = 0  # at the address that connected to us
     is_forwarded: bool = False  # a load balancer speaks for it
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """Why it keeps its server connection, in words."""
+        return sessions.reasons(self.held_by)
 
     async def receive_message(self) -> tuple[bytes, bytes]:
         """Wait for one message; only while a coroutine owns the client."""

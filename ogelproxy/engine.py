@@ -334,6 +334,8 @@ class Engine:
         yield GaugeSample("o7s_clients", {}, self._relay.client_count)
         yield GaugeSample("o7s_servers", {"state": "idle"}, idle)
         yield GaugeSample("o7s_servers", {"state": "active"}, servers - idle)
+        pinned = self._relay.pinned_count
+        yield GaugeSample("o7s_pinned_clients", {}, pinned)
         waiting = sum(pool.waiting_count for pool in pools)
         yield GaugeSample("o7s_waiting_clients", {}, waiting)
         for pool in pools:

@@ -241,6 +241,15 @@ class ServerLost(OgelError):
     client_text = "the connection to the database was lost"
 
 
+class SessionLost(OgelError):
+    """A client's settings could not be given to the server that was to serve it."""
+
+    code = "session_lost"
+    sqlstate = "08006"
+    kind = "server"
+    client_text = "the session's settings can't be restored"
+
+
 class IdleTimeout(OgelError):
     """The client was idle for longer than it may be."""
 

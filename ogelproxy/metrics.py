@@ -50,6 +50,7 @@ class Declared:
 LATENCY = "o7s_latency_seconds"
 REFUSALS = "o7s_refusals_total"
 LOGINS = "o7s_logins_total"
+PINS = "o7s_pins_total"
 
 LATENCY_DECLARED = Declared(
     "From a query's arrival to the end of its answer.", ("tier", "database_type")
@@ -58,6 +59,7 @@ COUNTERS = {
     "o7s_requests_total": Declared("Queries answered.", ("tier", "database_type")),
     REFUSALS: Declared("Errors told to clients.", ("kind", "code")),
     LOGINS: Declared("Logins that ended.", ("result",)),
+    PINS: Declared("Times that a client was pinned to its server.", ("reason",)),
     "o7s_throttled_total": Declared(
         "Queries that met the rate limit.", ("tier", "outcome")
     ),
@@ -74,6 +76,7 @@ GAUGES = {
     "o7s_listening_clients": Declared("Clients that share a listening connection."),
     "o7s_channels": Declared("Channels that they listen to."),
     "o7s_kept_notifications": Declared("Notifications that wait for their clients."),
+    "o7s_pinned_clients": Declared("Clients pinned to their server connection."),
     "o7s_waiting_clients": Declared("Clients waiting for a server connection."),
     "o7s_tenants_cached": Declared("Tenant records in memory."),
     "o7s_usage_spooled_batches": Declared("Usage batches waiting for delivery."),
@@ -147,6 +150,7 @@ class Metrics:
         self._sources: list[Source] = [self._own]  # asked at every scrape
         self._refusals: Counter[tuple[str, str]] = Counter()  # by kind and code
         self._logins: Counter[LoginResult] = Counter()
+        self._pins: Counter[str] = Counter()  # by reason
         self.registry.register(Folding(self._sources))
 
     def add_source(self, source: Source) -> None:
@@ -161,6 +165,10 @@ class Metrics:
         """Count a login that has ended."""
         self._logins[result] += 1
 
+    def pinned(self, reason: str) -> None:
+        """Count a reason for which a client keeps its server."""
+        self._pins[reason] += 1
+
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
@@ -170,6 +178,8 @@ class Metrics:
             yield CounterSample(REFUSALS, {"kind": kind, "code": code}, count)
         for result in get_args(LoginResult):
             yield CounterSample(LOGINS, {"result": result}, self._logins[result])
+        for reason, count in self._pins.items():
+            yield CounterSample(PINS, {"reason": reason}, count)
 
 
 class Folding(Collector):

@@ -14,21 +14,24 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ogelproxy import sessions
+from ogelproxy._fingerprint import Flag
 from ogelproxy._pool import PoolCore, Settings
 from ogelproxy.circuit import Circuit
 from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import CircuitOpen, OgelError, PoolTimeout, TargetUnreachable
-from ogelproxy.protocol import messages
+from ogelproxy.protocol import messages, sql
 from ogelproxy.server import MISLEADING, Address, Memory, Server, misleading
 from ogelproxy.tenants.model import PoolMode, Target, Tenant
 
 if TYPE_CHECKING:
+    from ogelproxy.client import Client
     from ogelproxy.listen import Channels
     from ogelproxy.relay import Relay
 
 log = logging.getLogger(__name__)
 
-#: Combinations of start-up settings remembered per pool.
+#: Combinations of settings remembered per pool, of start-ups and of later.
 MAX_SETTINGS = 1000
 
 MODES = {
@@ -78,6 +81,9 @@ class Pool(PoolCore):
         self.is_paused = False  # by an operator: no server is lent; set by the router
         self._swept_at = 0.0
         self._settings: OrderedDict[tuple[tuple[str, str], ...], Settings] = (
+            OrderedDict()
+        )
+        self._followed: OrderedDict[tuple[tuple[str, str], ...], Settings] = (
             OrderedDict()
         )
         self._statuses: dict[str, str] = {}  # of a fresh server
@@ -205,7 +211,7 @@ class Pool(PoolCore):
         Raises SettingsRefused with the database's own words, TargetUnreachable
         or PoolTimeout.
         """
-        items = tuple(sorted(wanted.items()))
+        items = tuple(sorted((name.lower(), text) for name, text in wanted.items()))
         if not self.size:
             self.circuit.check(self.host.reactor.loop.time())
         found = self._settings.get(items)
@@ -234,7 +240,7 @@ class Pool(PoolCore):
                 if MISLEADING & server.statuses.items():
                     raise misleading()
                 settings.statuses = render_statuses(self._statuses | server.statuses)
-                settings.restore = restore(settings)
+                settings.restore = messages.query(sessions.restore(dict(items)))
         except OSError as error:
             self.host.retire(server)
             raise TargetUnreachable(
@@ -272,21 +278,76 @@ class Pool(PoolCore):
         return server
 
     def switch(self, have: Settings, want: Settings) -> bytes:
-        """Build the query that takes a server from one setting to another.
+        """Build the query that takes a server from one setting to another."""
+        return messages.query(sessions.switch(dict(have.items), dict(want.items)))
 
-        `set_config` reads a value as the start-up packet does, where SET would
-        take a list for one name (manual 9.28.1).
-        """
-        old, new = dict(have.items), dict(want.items)
-        resets = [f"RESET {quote_name(name)}" for name in old if name not in new]
-        changes = [
-            f"set_config({quote(name)}, {quote(value)}, false)"
-            for name, value in new.items()
-            if old.get(name) != value
-        ]
-        if changes:
-            resets.append(f"SELECT {', '.join(changes)}")
-        return messages.query(";".join(resets))
+    # Session state, for the compiled side.
+
+    def settings_changed(self, text: bytes) -> frozenset[str] | None:
+        return sql.settings_changed(text)
+
+    def named_statements(self, text: bytes) -> list[sql.Named]:
+        return sql.named_statements(text)
+
+    def question(self, server: Server, client: Client, flags: int) -> bytes | None:
+        touched = client.touched or frozenset()
+        if sql.ALL in touched:
+            names = dict(client.settings.items) | dict(client.startup.items)
+            touched = (touched - {sql.ALL}) | names.keys()
+        if len(touched | dict(client.settings.items).keys()) > sessions.MAX_FOLLOWED:
+            flags |= Flag.ANY_SETTING
+            touched = frozenset()
+        pins = 0
+        if self.mode == MODES[PoolMode.AUTO]:
+            pins = sessions.suspects(flags, client.held_by)
+            self._hold(client, client.held_by | flags & sessions.LASTING_FLAGS)
+        server.question = sessions.Question.about(pins, touched)
+        return None if server.question is None else server.question.message()
+
+    def answered(self, server: Server, client: Client, row: bytes | None) -> None:
+        question = server.question
+        if row is None:
+            # Not even that could be told: it stays with its server.
+            if self.mode == MODES[PoolMode.AUTO]:
+                self._hold(client, client.held_by | Flag.ANY_SETTING)
+            else:
+                server.is_retiring = True
+            return
+        pins, values = question.read(row)
+        asked = sum(question.pins)
+        self._hold(client, client.held_by & ~asked | pins)
+        if values:
+            items = dict(client.settings.items)
+            for name, value in values.items():
+                items.pop(name, None)
+                if value is not None:
+                    items[name] = value
+            client.settings = server.settings = self._intern(items)
+
+    def _hold(self, client: Client, flags: int) -> None:
+        if flags != client.held_by:
+            before, client.held_by = client.held_by, int(flags)
+            self.host.pinned(client, before)
+
+    def _intern(self, items: Mapping[str, str]) -> Settings:
+        """The one Settings object for these items, so that pointers compare."""
+        key = tuple(sorted(items.items()))
+        if not key:
+            return self.baseline
+        found = self._settings.get(key) or self._followed.get(key)
+        if found is None:
+            found = self._followed[key] = Settings(key)
+            while len(self._followed) > MAX_SETTINGS:
+                self._followed.popitem(last=False)
+        return found
+
+    def reset_message(self, flags: int) -> bytes | None:
+        if flags & Flag.LOAD:
+            return None
+        query = self.config.reset_query
+        if query == "DISCARD ALL":
+            query = sessions.reset(flags) or query
+        return messages.query(query)
 
     def pause(self) -> None:
         """Lend no server until `resume`; those that are lent end with their loans."""
@@ -366,33 +427,3 @@ def render_statuses(statuses: Mapping[str, str]) -> bytes:
     return b"".join(
         messages.parameter_status(name, value) for name, value in statuses.items()
     )
-
-
-def restore(settings: Settings) -> bytes:
-    """Build the query that sets again what a RESET undid.
-
-    To Postgres these settings are the session's own, so that it resets them to its
-    defaults; where they came with the start-up packet it would go back to them. What
-    the client has set since then keeps its value.
-    """
-    values = ", ".join(
-        f"({quote(name)}, {quote(value)})" for name, value in settings.items
-    )
-    return messages.query(
-        "SELECT pg_catalog.set_config(s.name, s.value, false) "
-        f"FROM (VALUES {values}) AS s (name, value) WHERE coalesce("
-        "(SELECT p.source <> 'session' FROM pg_catalog.pg_settings AS p "
-        "WHERE pg_catalog.lower(p.name) = s.name), "
-        "coalesce(pg_catalog.current_setting(s.name, true), '') = '')"
-    )
-
-
-def quote(text: str) -> str:
-    """Quote a literal, safe whatever standard_conforming_strings says."""
-    escaped = text.replace("\\", "\\\\").replace("'", "''")
-    return f"E'{escaped}'"
-
-
-def quote_name(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'

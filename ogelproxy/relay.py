@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ogelproxy import sessions
 from ogelproxy._reactor import Connection, Reactor
 from ogelproxy.cancel import Cancels
 from ogelproxy.client import Client
@@ -25,8 +27,9 @@ from ogelproxy.errors import (
     ProtocolViolation,
     QueryTimeout,
     ServerLost,
+    SessionLost,
 )
-from ogelproxy.protocol import messages
+from ogelproxy.protocol import messages, sql
 from ogelproxy.server import MISLEADING, Server, misleading
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: A statement's name on servers.
+SERVER_NAME = re.compile(rb"\bo7s_\d+\b")
 #: Seconds that a client which was told why it ends may take to close.
 LINGER = 2.0
 
@@ -101,6 +106,7 @@ class Relay:
         self.channels: Callable[[Pool], Channels]
         self.clients: dict[str, set[Client]] = {}
         self.client_count = 0
+        self.pinned_count = 0
         self._gate = gate
         self._limiter = limiter
         self._tenants = tenants
@@ -163,6 +169,7 @@ class Relay:
             client.pool.channels.gone(client)
         if session.is_replication:
             client.pool.retire_all()
+        self.pinned_count -= bool(client.held_by)
         self.cancels.withdraw(session.process_id)
         self._gate.leave(session.handle)
         self._tenants.release(session.handle)
@@ -200,6 +207,49 @@ class Relay:
         tenant = self._tenants.peek(client.session.handle)
         assert tenant is not None  # held while it has clients
         return self._limiter.refusal(client.bucket, tenant, client.wait)
+
+    def reworded(
+        self, client: Client, body: bytes, replaced: list[sql.Replaced] | None
+    ) -> bytes:
+        """An ErrorResponse in the client's terms, from a server's body.
+
+        Names that the proxy gave statements become the client's, and places are
+        those in the query before names in it were `replaced`.
+        """
+        names = {each.server_name: each.name for each in replaced or ()}
+
+        def name(match: re.Match[bytes]) -> bytes:
+            return names.get(match[0]) or client.name_of(match[0]) or match[0]
+
+        fields = []
+        for field in body.split(b"\0"):
+            if field[:1] == b"P" and field[1:].isdigit():
+                position = int(field[1:])
+                for each in replaced or ():
+                    if position > each.position:
+                        position = max(position - each.growth, each.position)
+                field = b"P%d" % position
+            elif field[:1] in b"MDHWq":
+                field = SERVER_NAME.sub(name, field)
+            fields.append(field)
+        return messages.message(b"E", b"\0".join(fields))
+
+    def settings_refused(self, client: Client, body: bytes) -> None:
+        """End a client whose settings no server takes any more."""
+        fields = messages.read_fields(body)
+        self.fail(client, SessionLost(f"{fields.get('C')} {fields.get('M')}"))
+
+    def pinned(self, client: Client, before: int) -> None:
+        """The client's reasons for keeping its server have changed."""
+        self.pinned_count += bool(client.held_by) - bool(before)
+        added = sessions.reasons(client.held_by & ~before)
+        for reason in added:
+            self.metrics.pinned(reason)
+        level = dict(client.settings.items).get("client_min_messages", "")
+        if level.startswith("debug"):
+            pins = ", ".join(sessions.reasons(client.held_by))
+            text = f"pinned to its server connection: {pins}" if pins else "not pinned"
+            client.send(messages.debug_response(text))
 
     def statement_unknown(self, name: bytes) -> bytes:
         text = (

@@ -48,6 +48,13 @@ def notice_response(error: OgelError) -> bytes:
     return message(b"N", _notice(error, "NOTICE"))
 
 
+def debug_response(text: str) -> bytes:
+    """A NoticeResponse for those who set client_min_messages to a debug level."""
+    return message(
+        b"N", _fields([("S", "DEBUG"), ("V", "DEBUG"), ("C", "00000"), ("M", text)])
+    )
+
+
 def _notice(error: OgelError, severity: str) -> bytes:
     return _fields(
         [
@@ -122,6 +129,23 @@ def read_fields(body: bytes) -> dict[str, str]:
     for part in body.split(b"\0"):
         if part:
             fields[chr(part[0])] = part[1:].decode("utf-8", "replace")
+    return fields
+
+
+def read_row(body: bytes) -> list[bytes | None]:
+    """Read the fields of a DataRow."""
+    fields: list[bytes | None] = []
+    at = 2
+    for _ in range(int.from_bytes(body[:2], "big")):
+        size = int.from_bytes(body[at : at + 4], "big", signed=True)
+        at += 4
+        if size < 0:
+            fields.append(None)
+            continue
+        fields.append(body[at : at + size])
+        at += size
+    if at != len(body):
+        raise ProtocolViolation("malformed DataRow", by="server")
     return fields
 
 

@@ -140,11 +140,7 @@ PINNING = (
     "CREATE TEMP TABLE mine (a int)",
     "SELECT 1 AS a INTO TEMP mine",
     "LISTEN mine",
-    "SET work_mem = '3MB'",
-    "SET search_path = other",
-    "SELECT set_config('my.value', 'x', false)",
-    "SET ROLE NONE",
-    "PREPARE mine AS SELECT 1",
+    "PREPARE mine AS SELECT 1; SELECT 1",
     "SELECT pg_advisory_lock(9)",
     "SELECT pg_try_advisory_lock_shared(9)",
     "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
@@ -152,6 +148,15 @@ PINNING = (
 )
 SHARING = (
     "SELECT 1",
+    "SET work_mem = '3MB'",
+    "SET search_path = other",
+    "SELECT set_config('my.value', 'x', false)",
+    "SET ROLE NONE",
+    "RESET ALL",
+    "PREPARE mine AS SELECT 1",
+    "SELECT pg_advisory_lock(9), pg_advisory_unlock(9)",
+    "BEGIN; CREATE TEMP TABLE mine (a int) ON COMMIT DROP; COMMIT",
+    "BEGIN; LISTEN mine; ROLLBACK",
     "CREATE TABLE IF NOT EXISTS lasting (a int)",
     "BEGIN; SET LOCAL work_mem = '3MB'; COMMIT",
     "BEGIN; SELECT pg_advisory_xact_lock(9); COMMIT",
@@ -166,6 +171,8 @@ SHARING = (
 def test_auto_mode_keeps_the_server_of_a_client_with_state(
     tenant: Organization, statement: str, is_prepared: bool
 ) -> None:
+    if is_prepared and ";" in statement:
+        pytest.skip("a prepared statement is one statement")
     if statement.startswith("LOAD"):
         tenant = as_superuser(tenant)
     with tenant.connect("auto") as pinned, tenant.connect("auto") as other:
