@@ -231,7 +231,8 @@ cdef class Lendable(Connection):
         self.client.server = None
         self.client = None
         self.phase = SERVER_CLOSED
-        return self.host.abandon(self, is_busy)
+        self.host.abandon(self, is_busy)
+        return 0
 
     cdef int finish_alone(self) except -1:
         """End the loan of a client that said goodbye behind its last request.
