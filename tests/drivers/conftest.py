@@ -19,45 +19,24 @@ from tests.fixtures.engine import Organization, Proxy
 
 WAYS = ("direct", "session", "transaction", "auto")
 
-_SETTING = "SET ends with the transaction's loan of a server"
 _LISTEN = "LISTEN is refused beside other statements, which run on a shared server"
 _TEMPORARY = "temporary objects end with the transaction's loan of a server"
-_SQL_PREPARE = "what SQL prepares is unknown to the next transaction's server"
 _LOCK = "a session's advisory lock ends with the transaction's loan of a server"
-_NAMES = "SQL does not see the names of statements that the protocol prepared"
 
 #: Test, way, reason: what transaction pooling can't carry from one transaction
 #: to the next (auto mode keeps the server instead).
 DIFFERENCES: tuple[tuple[str, str, str], ...] = (
-    ("test_settings_last_for_the_connection", "transaction", _SETTING),
     ("test_a_cursor_with_hold_outlives_its_transaction", "transaction", _TEMPORARY),
     ("test_temporary_tables_last_for_the_connection", "transaction", _TEMPORARY),
-    ("test_statements_prepared_in_sql_last", "transaction", _SQL_PREPARE),
     ("test_advisory_locks_last_for_the_connection", "transaction", _LOCK),
-    ("pg: keeps the settings of ten connections apart", "transaction", _SETTING),
-    ("pg: resets settings to those of the start-up packet", "transaction", _SETTING),
     ("pg: keeps a temporary table", "transaction", _TEMPORARY),
     ("pg: keeps a lock of its session", "transaction", _LOCK),
     ("pg: keeps a cursor with hold", "transaction", _TEMPORARY),
-    ("pg: keeps a statement prepared in SQL", "transaction", _SQL_PREPARE),
-    ("pg: runs in SQL what it prepared in the protocol", "transaction", _NAMES),
-    ("pg: runs in SQL what it prepared in the protocol", "auto", _NAMES),
     ("pg: listens beside other statements", "transaction", _LISTEN),
-    (
-        "postgres.js: keeps the settings of ten connections apart",
-        "transaction",
-        _SETTING,
-    ),
     ("postgres.js: keeps what a reserved connection set", "transaction", _TEMPORARY),
     ("pgx: cursor with hold", "transaction", _TEMPORARY),
     ("pgx: temporary table", "transaction", _TEMPORARY),
-    ("pgx: settings last", "transaction", _SETTING),
     ("pq: temporary table", "transaction", _TEMPORARY),
-    ("pq: settings last", "transaction", _SETTING),
-    ("pgjdbc: connects with settings of the start-up packet", "transaction", _SETTING),
-    ("pgjdbc: keeps the isolation level and reads only", "transaction", _SETTING),
-    ("pgjdbc: keeps the settings of ten connections apart", "transaction", _SETTING),
-    ("pgjdbc: hears of settings that the server reports", "transaction", _SETTING),
     ("pgjdbc: keeps a temporary table", "transaction", _TEMPORARY),
 )
 
