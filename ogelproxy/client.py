@@ -46,6 +46,8 @@ class Client(ListenClient):
     port: int = 0  # at the address that connected to us
     is_forwarded: bool = False  # a load balancer speaks for it
 
+    pinned_at: datetime | None = None  # when it last came to keep its server
+
     @property
     def pins(self) -> tuple[str, ...]:
         """Why it keeps its server connection, in words."""

@@ -125,6 +125,7 @@ class Engine:
             tenants=directory,
             gate=self._gate,
             ledger=self._meter.ledger,
+            members=self._relay.clients,
             clock=self._clock,
         ).open
         self._relay.channels = Channels

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ogelproxy import sessions
@@ -242,6 +243,8 @@ class Relay:
     def pinned(self, client: Client, before: int) -> None:
         """The client's reasons for keeping its server have changed."""
         self.pinned_count += bool(client.held_by) - bool(before)
+        if not before:
+            client.pinned_at = datetime.now(UTC)
         added = sessions.reasons(client.held_by & ~before)
         for reason in added:
             self.metrics.pinned(reason)

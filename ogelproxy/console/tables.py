@@ -161,7 +161,7 @@ class Tables:
         self._tables = {
             "databases": Table(DATABASES, self._databases),
             "pools": Table(POOLS, self._pools),
-            "clients": Table((*SOCKETS, *TENANT), self._clients),
+            "clients": Table((*SOCKETS, *TENANT, Column("pins")), self._clients),
             "servers": Table((*SOCKETS, *TENANT), self._servers),
             "sockets": Table((*SOCKETS, *BUFFERS, *TENANT), self._sockets),
             "active_sockets": Table(
@@ -305,7 +305,8 @@ class Tables:
 
     def _clients(self) -> Iterator[Row]:
         for client in self._logged_in():
-            yield (*self._client(client), *self._tenant(client.session.handle))
+            tenant = self._tenant(client.session.handle)
+            yield (*self._client(client), *tenant, ", ".join(client.pins))
 
     def _client(self, client: Client) -> Row:
         session, now = client.session, self._parts.relay.reactor.loop.time()

@@ -8,7 +8,7 @@ rows are looked at. How the messages reach this place is `_views`'.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -53,11 +53,13 @@ class TenantConsole:
         tenants: Tenants,
         gate: Gate,
         ledger: Ledger,
+        members: Mapping[str, Iterable[Client]],
         clock: Callable[[], float],
     ) -> None:
         self._tenants = tenants
         self._gate = gate
         self._ledger = ledger
+        self._members = members  # the clients of each organisation
         self._clock = clock
         self._views = {
             "help": View("what there is to show", HELP, self._help),
@@ -66,6 +68,7 @@ class TenantConsole:
                 "what the tier allows, and what is left", LIMITS, self._limits
             ),
             "usage": View("today's use (UTC) of each database", USAGE, self._usage),
+            "pins": View("connections that keep their server", PINS, self._pins),
             "slow": View("today's slowest statements", SLOW, self._slow),
         }
 
@@ -142,6 +145,17 @@ class TenantConsole:
                 total.vcpu_seconds / 3600,
                 total.memory_gib_seconds / 3600,
             )
+
+    def _pins(self, client: Client, tenant: Tenant) -> Iterable[Row]:
+        for each in self._members.get(tenant.handle, ()):
+            if each.pins:
+                yield (
+                    each.session.process_id,
+                    each.session.database,
+                    each.session.application_name,
+                    ", ".join(each.pins),
+                    each.pinned_at,
+                )
 
     def _slow(self, client: Client, tenant: Tenant) -> Iterable[Row]:
         for total in self._ledger.slowest(tenant.id, SLOW_COUNT):
@@ -274,6 +288,13 @@ USAGE = (
     Column("throttled_seconds", Type.FLOAT8),
     Column("vcpu_hours", Type.FLOAT8),
     Column("memory_gb_hours", Type.FLOAT8),
+)
+PINS = (
+    Column("connection_id", Type.INT8),
+    Column("database"),
+    Column("application_name"),
+    Column("reasons"),
+    Column("since", Type.TIMESTAMPTZ),
 )
 SLOW = (
     Column("fingerprint"),

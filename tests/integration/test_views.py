@@ -95,7 +95,7 @@ async def test_asyncpg_shows_a_view_in_binary(
             assert await connection.fetchval("SELECT 2") == 2
             assert await connection.fetchval(WHOAMI) == organization.handle
             cursor = await connection.cursor("SHOW o7s.help")
-            assert [len(await cursor.fetch(2)), len(await cursor.fetch(9))] == [2, 3]
+            assert [len(await cursor.fetch(2)), len(await cursor.fetch(9))] == [2, 4]
     finally:
         await connection.close()
 
@@ -205,7 +205,7 @@ def test_the_extended_protocol_is_answered_message_by_message(wire: Wire) -> Non
         close_statement("v"),
         SYNC,
     )
-    assert kinds(got) == "1tT2TDDsDDDC3Z"
+    assert kinds(got) == "1tT2TDDsDDDDC3Z"
     assert got[-1].body == b"I"
 
 
@@ -280,6 +280,25 @@ def test_what_is_no_view_is_left_to_postgres(
         ):
             connection.execute(text)
         assert show(connection, "whoami")
+
+
+def test_pins_tell_which_connections_keep_their_server_and_why(proxy: Proxy) -> None:
+    one, other = (proxy.create_organization(limiter=LimiterMode.OFF) for _ in range(2))
+    with (
+        one.connect("auto", application_name="jobs") as pinned,
+        one.connect("auto") as free,
+        other.connect("auto") as stranger,
+    ):
+        pinned.execute("CREATE TEMPORARY TABLE kept (n int)")
+        until(lambda: len(show_all(free, "pins")) == 1)
+        row = show(free, "pins")
+        assert row["connection_id"] == pinned.info.backend_pid
+        assert (row["database"], row["application_name"]) == ("auto", "jobs")
+        assert row["reasons"] == "temporary objects"
+        assert row["since"].tzinfo is not None
+        assert show_all(stranger, "pins") == []
+        pinned.execute("DROP TABLE kept")
+        until(lambda: show_all(free, "pins") == [])
 
 
 def test_every_view_is_listed_and_shown(organization: Organization) -> None:
