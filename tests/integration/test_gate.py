@@ -115,7 +115,7 @@ def test_clients_that_never_finish_their_login_take_no_place(
     [
         ("nowhere", {}, "3D000"),
         ("app", {"options": "-c no_such_setting=1"}, "42704"),
-        ("app", {"replication": "true"}, "0A000"),
+        ("app", {"replication": "true"}, "42501"),
     ],
     ids=["unknown database", "bad setting", "replication"],
 )
