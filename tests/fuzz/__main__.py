@@ -7,7 +7,7 @@ target for N seconds. What is found is kept there from run to run; inputs that
 fail lie in `build/fuzz/NAME/failures`. Ends with 1 when there were any, with 2
 when clang or Atheris are not there.
 
---blind mutates the seeds only and learns nothing, to compare with.
+--blind changes seeds at random and learns nothing, to compare edges with.
 --keep writes what was found, minimised, to `tests/fuzz/corpus`.
 """
 

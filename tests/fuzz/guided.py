@@ -28,7 +28,21 @@ with atheris.instrument_imports(
     target = targets.load(sys.argv[1])
 
 
+def by_chance() -> bytes:
+    """Change some seed at random, whatever was found: fuzzing without guidance."""
+    made = bytearray(chance.choice(target.seeds))
+    for _ in range(chance.randint(1, 8)):
+        start = chance.randint(0, len(made))
+        end = min(len(made), start + chance.choice((0, 0, 1, 1, 4, 16)))
+        new = (chance.randbytes(1), *target.words, *target.seeds, b"")
+        made[start:end] = chance.choice(new)
+    return bytes(made[: target.max_bytes])
+
+
 def run(data: bytes) -> None:
+    if is_blind:
+        # libFuzzer then only counts edges: what it made isn't looked at.
+        data = by_chance()
     try:
         target.run(data)
     except BaseException:
@@ -38,19 +52,11 @@ def run(data: bytes) -> None:
         raise
 
 
-def from_a_seed(data: bytes, max_bytes: int, seed: int) -> bytes:
-    """Mutate some seed whatever was found: what fuzzing is without guidance."""
-    chosen = random.Random(seed).choice(target.seeds)
-    return bytes(atheris.Mutate(chosen[:max_bytes], max_bytes))
-
-
 logging.disable()  # each broken input would say that it is
+chance = random.Random(0)
 failures, *arguments = sys.argv[2:]
 is_blind = "--blind" in arguments
-mutator = {"custom_mutator": from_a_seed} if is_blind else {}
 # A merge is done in processes that libFuzzer starts by a shell.
 itself = shlex.join([sys.executable, "-B", "-P", *sys.argv[:3]])
-atheris.Setup(
-    [itself, *(each for each in arguments if each != "--blind")], run, **mutator
-)
+atheris.Setup([itself, *(each for each in arguments if each != "--blind")], run)
 atheris.Fuzz()

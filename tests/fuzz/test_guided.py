@@ -32,8 +32,9 @@ def sanitised(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-#: Targets that find what is known and not mended yet: a reply that a Parse or a
-#: Sync is counted for and never gets, and bytes lost between halves of a message.
+#: Targets that fail on defects of the compiled core which are known and not mended:
+#: a copy of no bytes from NULL at their seeds, then bytes lost before a violation and
+#: servers that wait for a Sync of nobody's.
 UNSTEADY = {"client", "server"}
 
 
@@ -48,7 +49,7 @@ UNSTEADY = {"client", "server"}
 )
 def test_seconds_of_guided_fuzzing_find_nothing(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "--seconds", "4", name],
+        [sys.executable, "-m", "tests.fuzz", "--seconds", "2", name],
         cwd=fuzz.ROOT,
         capture_output=True,
         text=True,
