@@ -61,7 +61,7 @@ CLEAN = query("DISCARD ALL")
 
 #: In transaction mode it ends with the loan of the server, and that with a cut or not.
 SESSION_STATE = re.compile(
-    rb"SET |set_config|sets_behind|PREPARE|TEMP|LISTEN|advisory|HOLD|nextval"
+    rb"SET |set_config|sets_behind|PREPARE|TEMP|LISTEN|advisory|HOLD|nextval|shifting"
 )
 
 #: Scripts after which the proxy expects an answer too many; see the last test.
