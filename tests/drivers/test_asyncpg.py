@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from ipaddress import IPv4Address
 from typing import TypeAlias
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -34,6 +37,41 @@ async def test_values_come_back_as_they_went(connection: Connection) -> None:
         *values[:8],
     )
     assert row is not None and tuple(row) == values[:8]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("int2", -(2**15)),
+        ("float4", 1.5),
+        ("bool", True),
+        ("date", datetime.date(2026, 2, 28)),
+        ("time", datetime.time(23, 59, 59, 999_999)),
+        ("timestamp", datetime.datetime(2026, 1, 2, 3, 4, 5, 6)),
+        ("interval", datetime.timedelta(days=3, seconds=4, microseconds=5)),
+        ("uuid", UUID(int=2**127 + 5)),
+        ("text[]", ["a", None, 'b"c', "{}"]),
+        ("int8[]", [[1, 2], [3, 4]]),
+        ("point", asyncpg.Point(1.5, -2)),
+        ("bit(5)", asyncpg.BitString("10110")),
+        ("int4range", asyncpg.Range(1, 5)),
+        ("inet", IPv4Address("192.168.1.5")),
+    ],
+)
+async def test_a_value_comes_back_as_it_went(
+    connection: Connection, kind: str, value: object
+) -> None:
+    assert await connection.fetchval(f"SELECT $1::{kind}", value) == value
+
+
+async def test_values_in_text_come_back_as_they_went(connection: Connection) -> None:
+    # A look-up by SQL, then text both ways, in what is binary else.
+    async with connection.transaction():
+        await connection.set_type_codec(
+            "jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads
+        )
+        tree = {"a": [1, 2.5, None, "ü"]}
+        assert await connection.fetchval("SELECT $1::jsonb", tree) == tree
 
 
 async def test_one_statement_many_times(connection: Connection) -> None:
@@ -159,8 +197,29 @@ async def test_a_query_that_takes_too_long_is_cancelled(
     assert await connection.fetchval("SELECT 1") == 1
 
 
-async def test_a_parameter_and_a_result_of_5_mb(connection: Connection) -> None:
-    value = "abcde" * 1_000_000
+async def test_a_task_that_is_cancelled_cancels_its_query(
+    database: Database, connection: Connection
+) -> None:
+    query = "SELECT pg_sleep(62)"
+    running = asyncio.create_task(connection.execute(query))
+    other: Connection = await asyncpg.connect(database.direct_dsn)
+    is_active = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query = $1"
+        " AND state = 'active' AND datname = current_database()"
+    )
+    while not await other.fetchval(is_active, query):
+        pass
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await connection.fetchval("SELECT 1") == 1
+    while await other.fetchval(is_active, query):
+        pass
+    await other.close()
+
+
+async def test_a_parameter_and_a_result_of_10_mb(connection: Connection) -> None:
+    value = "0123456789" * 1_000_000
     assert await connection.fetchval("SELECT $1::text", value) == value
 
 
@@ -185,8 +244,8 @@ async def test_a_connection_can_be_reset(connection: Connection) -> None:
     assert await connection.fetchval("SELECT $1::int", 2) == 2
 
 
-async def test_a_pool_of_fifteen_runs_a_thousand_queries(database: Database) -> None:
-    async with asyncpg.create_pool(database.dsn, min_size=15, max_size=15) as pool:
+async def test_a_pool_of_twenty_runs_a_thousand_queries(database: Database) -> None:
+    async with asyncpg.create_pool(database.dsn, min_size=20, max_size=20) as pool:
 
         async def ask(number: int) -> int:
             async with pool.acquire() as connection:

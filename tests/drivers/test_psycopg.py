@@ -14,6 +14,7 @@ import pytest
 from psycopg import errors
 from psycopg.rows import scalar_row
 from psycopg.types.json import Jsonb
+from psycopg_pool import ConnectionPool
 
 from tests.drivers.conftest import Database
 
@@ -234,16 +235,16 @@ def test_a_query_is_cancelled(
     assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_a_parameter_of_5_mb(connection: psycopg.Connection[Any]) -> None:
-    value = "0123456789" * 500_000
+def test_a_parameter_and_a_result_of_10_mb(connection: psycopg.Connection[Any]) -> None:
+    value = "0123456789" * 1_000_000
     row = connection.execute("SELECT %s::text, length(%s::text)", [value, value])
     assert row.fetchone() == (value, len(value))
 
 
-def test_a_prepared_statement_with_a_parameter_of_5_mb(
+def test_a_prepared_statement_with_a_parameter_of_10_mb(
     connection: psycopg.Connection[Any],
 ) -> None:
-    value = bytes(range(256)) * 20_000
+    value = bytes(range(256)) * 40_000
     for _ in range(2):
         row = connection.execute("SELECT length(%b::bytea)", [value], prepare=True)
         assert row.fetchone() == (len(value),)
@@ -368,18 +369,17 @@ def test_a_wrong_setting_in_the_start_up_packet(database: Database) -> None:
         psycopg.connect(database.dsn, options="-c work_mem=nonsense")
 
 
-def test_fifteen_connections_share_a_thousand_queries(database: Database) -> None:
-    def ask(first: int) -> int:
-        with psycopg.connect(database.dsn, autocommit=True) as connection:
-            total = 0
-            for number in range(first, 1000, 15):
-                row = connection.execute("SELECT %s::int", [number]).fetchone()
-                assert row == (number,)
-                total += number
-            return total
+def test_a_pool_of_20_runs_1000_queries(database: Database) -> None:
+    with ConnectionPool(database.dsn, min_size=20, max_size=20) as pool:
 
-    with ThreadPoolExecutor(15) as pool:
-        assert sum(pool.map(ask, range(15))) == 499_500
+        def ask(number: int) -> object:
+            with pool.connection() as connection:
+                row = connection.execute("SELECT %s::int", [number]).fetchone()
+                assert row is not None
+                return row[0]
+
+        with ThreadPoolExecutor(30) as threads:
+            assert list(threads.map(ask, range(1000))) == list(range(1000))
 
 
 @pytest.mark.parametrize("command", ["RESET ALL", "RESET search_path", "DISCARD ALL"])
