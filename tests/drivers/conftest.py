@@ -29,6 +29,11 @@ _OPTIONS = "options win over the start-up packet's own settings"
 #: to the next (auto mode keeps the server instead).
 DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("test_a_cursor_with_hold_outlives_its_transaction", "transaction", _TEMPORARY),
+    (
+        "test_rows_are_iterated_by_a_cursor_without_a_transaction",
+        "transaction",
+        _TEMPORARY,
+    ),
     ("test_temporary_tables_last_for_the_connection", "transaction", _TEMPORARY),
     ("test_advisory_locks_last_for_the_connection", "transaction", _LOCK),
     ("pg: keeps a temporary table", "transaction", _TEMPORARY),

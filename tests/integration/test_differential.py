@@ -182,6 +182,11 @@ def test_a_script_is_answered_as_by_postgres(
         return
     if known is not None and known.extent is Extent.AT_ONCE:
         known = None
+    if known is not None and known.extent is Extent.WAITS:
+        # Another server may be reset meanwhile, so that this one comes again as it was.
+        asked = (answers.proxied(name, mode, at_once=False) for _ in range(3))
+        assert any(masked(got) != masked(expected) for got in asked), known.reason
+        return
     compare(known, expected, answers.proxied(name, mode, at_once=False))
 
 

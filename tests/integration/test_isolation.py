@@ -426,3 +426,18 @@ def test_a_key_opens_only_its_own_organization(
     red, blue = pair
     with pytest.raises(ConnectionRefusedError):
         Wire(replace(red, key=blue.key).dsn())
+
+
+@pytest.mark.xfail(strict=True, reason="taking back what was refused is refused too")
+@pytest.mark.parametrize(
+    "refused", ["log_statement = 'all'", "server_version = '1'", "max_connections = 5"]
+)
+def test_a_setting_that_is_refused_to_a_client_is_no_matter_to_the_next(
+    crowded: Organization, refused: str
+) -> None:
+    for _ in range(3):
+        with Wire(crowded.dsn("auto")) as first:
+            assert kinds(first.ask(query(f"SET {refused}"))) == "EZ"
+            assert kinds(first.ask(query("SELECT 1"))) == "TDCZ"
+        with Wire(crowded.dsn("auto")) as other:
+            assert kinds(other.ask(query("SELECT 1"))) == "TDCZ"

@@ -209,7 +209,7 @@ def is_certain(name: str, mode: PoolMode) -> bool:
     if name in MISCOUNTED:
         return False
     known = difference(name, mode)
-    if known is not None and known.extent is Extent.AT_ONCE:
+    if known is not None and known.extent is not Extent.SOURCE:
         return False
     if mode is PoolMode.TRANSACTION and SESSION_STATE.search(whole(SCRIPTS[name])):
         return False
