@@ -53,7 +53,7 @@ async def test_values_come_back_as_they_went(connection: Connection) -> None:
         ("text[]", ["a", None, 'b"c', "{}"]),
         ("int8[]", [[1, 2], [3, 4]]),
         ("point", asyncpg.Point(1.5, -2)),
-        ("bit(5)", asyncpg.BitString("10110")),
+        ("bit(5)", asyncpg.BitString("10110")),  # type: ignore[arg-type]
         ("int4range", asyncpg.Range(1, 5)),
         ("inet", IPv4Address("192.168.1.5")),
     ],

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlsplit
 
-import django
+import django  # type: ignore[import-untyped]
 import pytest
-from django.conf import settings
-from django.core.management import call_command
-from django.db import (
+from django.conf import settings  # type: ignore[import-untyped]
+from django.core.management import call_command  # type: ignore[import-untyped]
+from django.db import (  # type: ignore[import-untyped]
     DataError,
     IntegrityError,
     OperationalError,
@@ -25,8 +25,8 @@ from django.db import (
     connections,
     transaction,
 )
-from django.db.models import Count, F
-from django.db.transaction import TransactionManagementError
+from django.db.models import Count, F  # type: ignore[import-untyped]
+from django.db.transaction import TransactionManagementError  # type: ignore[import-untyped]
 
 from tests.drivers.conftest import Database
 
@@ -38,11 +38,14 @@ settings.configure(
 )
 django.setup()
 
-from django.contrib.auth.models import Group, User  # noqa: E402  # after setup
+from django.contrib.auth.models import (  # type: ignore[import-untyped]  # noqa: E402
+    Group,
+    User,
+)
 
 #: One connection per thread, and its values: put in by the client, or bound by the
 #: server in the extended protocol, prepared from the first time on.
-KEPT = {
+KEPT: Mapping[str, Mapping[str, object]] = {
     "kept": {"CONN_MAX_AGE": None},
     "bound": {
         "CONN_MAX_AGE": None,
@@ -52,7 +55,7 @@ KEPT = {
 POOLED = {"OPTIONS": {"pool": {"min_size": 20, "max_size": 20}}}
 
 
-def configure(database: Database, name: str, options: dict[str, object]) -> str:
+def configure(database: Database, name: str, options: Mapping[str, object]) -> str:
     """Give Django a database; return its alias."""
     url = urlsplit(database.dsn)
     alias = f"{database.way}_{name}"

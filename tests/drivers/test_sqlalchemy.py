@@ -37,6 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.types import TypeEngine
 
 from tests.drivers.conftest import Database
 
@@ -52,7 +53,7 @@ class City(Base):
     name: Mapped[str] = mapped_column(unique=True)
 
 
-TYPES = (
+TYPES: tuple[TypeEngine[Any], ...] = (
     BigInteger(),
     Double(),
     Numeric(20, 4),
