@@ -187,7 +187,13 @@ class Login:
         asked: set[bool] = set()
         while True:
             head = await client.receive_exactly(4)
-            size = startup.packet_size(head)
+            try:
+                size = startup.packet_size(head)
+            except ProtocolViolation as violation:
+                # In no words, as Postgres: it may be a Terminate message.
+                log.info("%s", violation, extra={"client": client.address})
+                await self._part(client)
+                return None
             packet = startup.parse(head + await client.receive_exactly(size - 4))
             if isinstance(packet, startup.CancelRequest):
                 await self._relay.cancels.cancel(packet.process_id, packet.secret)

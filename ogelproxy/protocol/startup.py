@@ -1,7 +1,7 @@
 """The first packet of a client: what it wants, and who it says it is.
 
-Sizes and forms are the manual's 55.2.1 and 55.7; a packet is at most 10,000
-bytes as in Postgres (MAX_STARTUP_PACKET_LENGTH).
+Sizes and forms are the manual's 55.2.1 and 55.7; behind its length word a packet has
+at most 10,000 bytes as in Postgres (MAX_STARTUP_PACKET_LENGTH).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ogelproxy.errors import NotSupported, ProtocolViolation
 from ogelproxy.protocol.messages import CANCEL_REQUEST, LATEST_MINOR
 
-MAX_STARTUP_BYTES = 10_000
+MAX_STARTUP_BYTES = 4 + 10_000
 MAX_CANCEL_BYTES = 12 + 256  # 55.2.1: keys are 4 to 256 bytes long
 SSL_REQUEST = 80877103
 GSSENC_REQUEST = 80877104
@@ -107,12 +107,13 @@ def _parse_parameters(body: bytes, minor: int) -> Startup:
     user = given.get("user", "")
     if not user:
         raise ProtocolViolation("no user name in the startup packet")
-    settings = {
+    # A parameter wins over the same setting in `options`, as in Postgres
+    # (process_startup_options).
+    settings = parse_options(given.get("options", "")) | {
         name.lower(): value
         for name, value in given.items()
         if name not in IDENTITY and not name.startswith("_pq_.")
     }
-    settings |= parse_options(given.get("options", ""))
     return Startup(
         minor=minor,
         user=user,

@@ -80,9 +80,24 @@ def member(hasty: Proxy) -> Organization:
     [
         *(struct.pack(">i", length) + bytes(16) for length in IMPOSSIBLE),
         *(struct.pack(">i", length) + bytes(16) for length in range(4, 8)),
-        struct.pack(">ii", 10_001, 196608) + bytes(9_993),
+        struct.pack(">ii", 10_005, 196608) + bytes(9_997),
         struct.pack(">ii", 1 << 24, 196608) + b"user\0x\0" * 2000,
         b"GET / HTTP/1.1\r\nHost: proxy\r\n\r\n",
+    ],
+    ids=shortly,
+)
+def test_a_first_packet_of_impossible_length_is_closed_without_an_answer(
+    hasty: Proxy, packet: bytes
+) -> None:
+    with RawClient(hasty) as client:
+        client.send(packet)
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.to_end() == []
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
         struct.pack(">ii", 8, 0),
         struct.pack(">ii", 8, 2 << 16),
         struct.pack(">ii", 9, 4 << 16) + b"\0",

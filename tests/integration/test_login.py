@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import socket
+import struct
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +18,8 @@ from ogelproxy.auth.scram import ScramClient
 from ogelproxy.protocol import messages
 from tests.fixtures.certificates import Authority
 from tests.fixtures.engine import ACTOR, Organization, Proxy, create_key
-from tests.fixtures.faults import RawClient, eventually
+from tests.fixtures.faults import PATIENCE, RawClient, eventually
+from tests.fixtures.postgres import Postgres
 from tests.fixtures.secured import JWT_SECRET, REJECTED, connects, token
 from tests.fixtures.wire import Wire
 
@@ -339,19 +342,47 @@ def test_database_works_on_after_a_bad_startup_setting(
     assert connects(organization.dsn("transaction"))
 
 
-def test_startup_packet_of_ten_thousand_bytes_is_the_longest(proxy: Proxy) -> None:
-    for size, kind in ((10_000, b"R"), (10_001, b"E")):
-        given = {"user": "org_nobody", "database": "app", "application_name": ""}
-        missing = size - len(messages.startup(given))
-        given["application_name"] = "x" * missing
-        packet = messages.startup(given)
-        assert len(packet) == size
-        with RawClient(proxy) as client:
-            client.send(packet)
-            answer, body = client.receive()
-            assert answer == kind
-    assert messages.read_fields(body)["S"] == "FATAL"
-    assert messages.read_fields(body)["C"] == "08P01"
+@pytest.mark.parametrize("database", ["session", "auto"])
+def test_startup_parameter_wins_over_the_options(
+    organization: Organization, database: str
+) -> None:
+    given = {"options": "-c client_encoding=LATIN1", "client_encoding": "UTF8"}
+    for dsn in (organization.direct_dsn, organization.dsn(database)):
+        with Wire(dsn, given) as wire:
+            assert wire.statuses["client_encoding"] == "UTF8"
+
+
+def test_startup_packet_is_as_long_as_postgres_takes_it(
+    proxy: Proxy, postgres: Postgres
+) -> None:
+    # A length word, and 10,000 bytes (MAX_STARTUP_PACKET_LENGTH).
+    given = {"user": "org_nobody", "database": "app", "application_name": ""}
+    given["application_name"] = "x" * (10_004 - len(messages.startup(given)))
+    packet = messages.startup(given)
+    for port in (postgres.port, proxy.port):
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            client.sendall(packet)
+            assert client.recv(1) == b"R"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"X\0\0\0\4", id="a Terminate message"),
+        pytest.param(struct.pack(">ii", 7, 196608), id="too short"),
+        pytest.param(struct.pack(">ii", 10_005, 196608), id="too long"),
+    ],
+)
+def test_first_packet_of_impossible_length_is_answered_by_silence(
+    proxy: Proxy, postgres: Postgres, head: bytes
+) -> None:
+    for port in (postgres.port, proxy.port):
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
+            client.sendall(head)
+            # Postgres closes with bytes unread: a reset, where the proxy's end is
+            # an orderly one.
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
 
 
 # The log.
