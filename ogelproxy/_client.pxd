@@ -49,6 +49,7 @@ cdef class ClientCore(Borrower):
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1
     cdef int prepare_names(self) except -1
+    cdef Py_ssize_t leave(self, Py_ssize_t used) except -1
     cdef Py_ssize_t forward(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1

@@ -43,6 +43,10 @@ cdef bytes FAILING_EXECUTE = b"E\0\0\0\x14o7s:refused\0\0\0\0\0"
 cdef bytes FAILING_QUERY = b"Q\0\0\0\x10o7s:refused\0"
 
 
+cdef object unknown_message(char kind):
+    return ProtocolViolation(f"invalid frontend message type {<uint8_t> kind}")
+
+
 cdef class ClientCore(Borrower):
 
     def start(
@@ -151,7 +155,7 @@ cdef class ClientCore(Borrower):
 
     cdef int unstall(self) except -1:
         """Read its requests again, if it took and was given enough answers."""
-        if self.out_size > HIGH_WATER or (
+        if self.is_leaving or self.out_size > HIGH_WATER or (
             self.server is not None and self.server.replies.count >= MAX_OWED // 2
         ):
             return 0
@@ -189,27 +193,33 @@ cdef class ClientCore(Borrower):
         cdef Py_ssize_t size
         cdef Py_ssize_t step
         self.active_at = self.reactor.now
-        while i < n and self.phase == CLIENT_READY:
-            if self.body_left:
-                step = min(self.body_left, n - i)
-                self.stream(p + i, step)
+        try:
+            while i < n and self.phase == CLIENT_READY and not self.is_leaving:
+                if self.body_left:
+                    step = min(self.body_left, n - i)
+                    self.stream(p + i, step)
+                    i += step
+                    continue
+                if n - i < HEADER:
+                    break
+                size = frame_size(p + i, MAX_MESSAGE)
+                if size < 0:
+                    raise ProtocolViolation("impossible message length")
+                if self.out_size > HIGH_WATER or (
+                    self.server is not None and self.server.replies.count >= MAX_OWED
+                ):
+                    self.is_stalled = True
+                    self.pause()
+                    break
+                step = self.message(p[i], p + i, size, n - i)
+                if step == 0:
+                    break
                 i += step
-                continue
-            if n - i < HEADER:
-                break
-            size = frame_size(p + i, MAX_MESSAGE)
-            if size < 0:
-                raise ProtocolViolation("impossible message length")
-            if self.out_size > HIGH_WATER or (
-                self.server is not None and self.server.replies.count >= MAX_OWED
-            ):
-                self.is_stalled = True
-                self.pause()
-                break
-            step = self.message(p[i], p + i, size, n - i)
-            if step == 0:
-                break
-            i += step
+        except ProtocolViolation:
+            # What came before is counted as sent.
+            if self.server is not None and self.phase == CLIENT_READY:
+                self.server.flush_gather()
+            raise
         if self.phase <= CLIENT_HELD:
             self.flush_requests()
         return i
@@ -239,19 +249,40 @@ cdef class ClientCore(Borrower):
         Returns the bytes used: 0 when more must come or the client has to wait.
         """
         if kind == b"X":
-            if self.server is not None:
-                self.server.flush_gather()
-                self.server.finish_alone()
-            self.end(False)
-            return min(size, have)
+            return self.leave(min(size, have))
         if self.is_dropping and kind != b"S":
+            if kind not in b"BCDEFHPQcdf":
+                raise unknown_message(kind)
             return self.drop(size, have)
         if kind == b"d" or kind == b"c" or kind == b"f":
             # Outside of COPY the server ignores them, so nothing is lost.
             if self.server is None:
                 return self.drop(size, have)
+            if kind != b"d":
+                self.server.copy_ended()
             return self.forward(p, size, have)
         return self.request(kind, p, size, have)
+
+    cdef Py_ssize_t leave(self, Py_ssize_t used) except -1:
+        """Terminate: what was asked before is still answered."""
+        cdef Lendable server = self.server
+        if server is not None:
+            server.flush_gather()
+            if server.replies.count and not (
+                self.is_batch_open or server.in_copy or self.body_left
+            ):
+                self.is_leaving = self.is_stalled = True
+                self.hold()
+                return used
+        self.end(False)
+        return used
+
+    cdef int left(self) except -1:
+        return self.end(True)
+
+    cdef bytes renumbered(self, bytes notification):
+        process_id = self.session.process_id.to_bytes(4, "big")
+        return notification[:HEADER] + process_id + notification[HEADER + 4:]
 
     cdef int prepare_names(self) except -1:
         return 0
@@ -259,7 +290,7 @@ cdef class ClientCore(Borrower):
     cdef Py_ssize_t request(
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1:
-        raise ProtocolViolation(f"unexpected message {bytes([<uint8_t> kind])!r}")
+        raise unknown_message(kind)
 
     cdef Py_ssize_t forward(
         self, const char* p, Py_ssize_t size, Py_ssize_t have
@@ -485,6 +516,8 @@ cdef class ClientCore(Borrower):
 
     cdef int gone(self) except -1:
         self.is_broken = True
+        if self.is_leaving and self.server is not None:
+            self.server.finish_alone()
         return self.end(False)
 
     def abort(self):

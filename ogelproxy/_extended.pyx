@@ -18,6 +18,7 @@ from ogelproxy._client cimport (
 )
 from ogelproxy._fingerprint cimport (
     FLAG_ANY_SETTING,
+    FLAG_DDL,
     FLAG_DEALLOCATE,
     FLAG_DISCARD,
     FLAG_ROLE,
@@ -46,8 +47,8 @@ cdef enum:
     # What makes a loan's session read statements in another way than its client's
     # settings do.
     UNSHARED = (
-        FLAG_ANY_SETTING | FLAG_ROLE | FLAG_SET | FLAG_SET_CONFIG | FLAG_SET_LOCAL
-        | FLAG_TEMP
+        FLAG_ANY_SETTING | FLAG_DDL | FLAG_ROLE | FLAG_SET | FLAG_SET_CONFIG
+        | FLAG_SET_LOCAL | FLAG_TEMP
     )
 
 cdef enum:
@@ -198,7 +199,9 @@ cdef class ExtendedClient(NamingClient):
                 self.refuse_another(b"P")
                 return self.drop(size, have)
             text = PyBytes_FromStringAndSize(body, body_size)
-            if (self.server.flags | self.server.probing | self.held_by) & UNSHARED:
+            if self.server.status == b"E" or UNSHARED & (
+                self.server.flags | self.server.probing | self.held_by
+            ):
                 statement = self.pool.statements.add(text)
             else:
                 statement = self.pool.statements.find(text, self.settings.parsing)
@@ -335,7 +338,7 @@ cdef class ExtendedClient(NamingClient):
                 return size
             if size > HEADER + 2 and statement is not None:
                 self.ask(ASKED_DESCRIBE, size)
-                self.emit_renamed(b"D", p + HEADER, 1, statement, NULL, 0, 0)
+                self.emit_renamed(b"D", p + HEADER, 1, statement, b"", 0, 0)
                 return size
         self.ask(ASKED_DESCRIBE, size)
         self.reactor.gather.emit(p, size)
@@ -373,9 +376,12 @@ cdef class ExtendedClient(NamingClient):
             return size
         if not self.borrow():
             return 0
-        self.is_batch_open = self.parsed_unnamed = False
+        if not self.server.ignores_sync:
+            self.is_batch_open = False
+        self.parsed_unnamed = False
         self.names_doubt = max(self.names_doubt, self.names_change)
         self.unnamed_doubt = max(self.unnamed_doubt, self.unnamed_change)
-        self.ask(ASKED_SYNC, size)
+        if not self.server.ignores_sync:
+            self.ask(ASKED_SYNC, size)
         self.reactor.gather.emit(p, size)
         return size

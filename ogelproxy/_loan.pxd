@@ -26,6 +26,7 @@ cdef class Borrower(Connection):
     cdef Py_ssize_t body_left         # bytes of a request still to be forwarded
     cdef bint is_batch_open           # messages went out since the last Sync
     cdef bint is_dropping             # a failed batch: dropped up to its Sync
+    cdef bint is_leaving              # it said goodbye; what it asked for is to come
     cdef bint is_stalled              # answers must come before more is read
     cdef bytes notice                 # a NoticeResponse to send at the next boundary
     cdef public Settings startup      # what RESET takes it back to
@@ -36,12 +37,14 @@ cdef class Borrower(Connection):
     cdef uint64_t unnamed_serial      # which Parse made it
 
     cdef int touch(self, bytes name) except -1
+    cdef int left(self) except -1
     cdef int unstall(self) except -1
     cdef int names_skipped(self, list changes) except -1
     cdef int unnamed_lost(self, uint64_t serial) except -1
     cdef int statements_dropped(self) except -1
     cdef int server_gone(self, bint may_tell) except -1
     cdef int server_released(self) except -1
+    cdef bytes renumbered(self, bytes notification)
     cdef bytes reword(self, bytes body, list replaced)
 
 
@@ -72,6 +75,8 @@ cdef class Lendable(Connection):
     cdef public int epoch
     cdef public int cancels           # cancel requests under way: not lent meanwhile
     cdef bint in_copy                 # it waits for CopyData
+    cdef bint ignores_sync            # in COPY IN, until the client ends it
+    cdef list copy_ends               # replies asked for before each end of a COPY IN
     cdef bint was_reset               # a RESET undid settings of the client's start
     cdef bint told_why                # it sent a FATAL error to the client
     cdef public bint is_retiring      # to be closed when its loan ends
@@ -89,6 +94,8 @@ cdef class Lendable(Connection):
     cdef int drop_client(self) except -1
     cdef int finish_alone(self) except -1
     cdef int fakes(self) except -1
+    cdef int copy_ended(self) except -1
+    cdef int copy_begun(self) except -1
     cdef void count(self, Reply* reply) noexcept
     cdef int restore(self) except -1
     cdef int count_rest(self, bint is_lost) except -1

@@ -16,8 +16,9 @@ from ogelproxy._fingerprint cimport (
 )
 from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
 from ogelproxy._replies cimport (
-    ASKED_BIND, ASKED_CLOSE, ASKED_EXECUTE, ASKED_PARSE, ASKED_QUERY, REPLY_FORWARD,
-    REPLY_PROBE, REPLY_REFUSE, REPLY_RESTORE, REPLY_SKIP,
+    ASKED_BIND, ASKED_CLOSE, ASKED_EXECUTE, ASKED_NOTHING, ASKED_PARSE, ASKED_QUERY,
+    ASKED_SYNC, MAX_OWED, REPLY_FAKE, REPLY_FORWARD, REPLY_PROBE, REPLY_REFUSE,
+    REPLY_RESTORE, REPLY_SKIP,
 )
 from ogelproxy._usage cimport Measure
 from ogelproxy._wire cimport HEADER, put32
@@ -61,6 +62,9 @@ cdef class Borrower(Connection):
             self.touched |= {name.decode("latin-1").lower()}
         return 0
 
+    cdef int left(self) except -1:
+        return 0
+
     cdef int unstall(self) except -1:
         return 0
 
@@ -79,6 +83,9 @@ cdef class Borrower(Connection):
     cdef int server_released(self) except -1:
         return 0
 
+    cdef bytes renumbered(self, bytes notification):
+        return notification
+
     cdef bytes reword(self, bytes body, list replaced):
         return body
 
@@ -91,6 +98,7 @@ cdef class Lendable(Connection):
         self.pool = pool
         self.replies = Replies()
         self.prepared = {}
+        self.copy_ends = []
         self.settings = pool.baseline
         self.status = b"I"
         self.epoch = pool.epoch
@@ -115,6 +123,7 @@ cdef class Lendable(Connection):
         self.client = client
         client.server = self
         self.flags = self.probing = self.dirt = 0
+        self.ignores_sync = False
         self.was_reset = False
         self.rows = 0
         self.bytes_out = 0
@@ -148,6 +157,10 @@ cdef class Lendable(Connection):
         """End the loan where the pool mode says so; the server must be settled."""
         cdef Borrower client = self.client
         cdef uint32_t seen
+        if self.copy_ends:
+            self.copy_ends.clear()
+        if client.is_leaving:
+            return client.left()
         if self.pool.mode == MODE_SESSION:
             return 0
         if self.flags & FLAG_DDL and not self.flags & FLAG_TEMP:
@@ -316,6 +329,49 @@ cdef class Lendable(Connection):
     # Requests of the proxy's own; the caller flushes the gather.
 
     cdef int fakes(self) except -1:
+        return 0
+
+    # COPY IN: the server ignores each Sync that it reads before the end of the data
+    # (manual 55.2.7), and clients send one behind their Execute before they know.
+
+    cdef int copy_ended(self) except -1:
+        """The client sends CopyDone or CopyFail."""
+        self.ignores_sync = False
+        if self.replies.count and len(self.copy_ends) < MAX_OWED:
+            self.copy_ends.append(self.replies.pushed())
+        return 0
+
+    cdef int copy_begun(self) except -1:
+        """CopyInResponse: expect no answers to what the server ignores."""
+        cdef uint64_t first = self.replies.popped + 1
+        cdef uint64_t end = self.replies.pushed()
+        cdef uint64_t index
+        cdef bint is_ended = False
+        cdef bint was_ignored = False
+        cdef bint is_open = True
+        cdef Reply* reply
+        while self.copy_ends:
+            index = self.copy_ends.pop(0)
+            if index >= first:
+                is_ended = True
+                end = index
+                break
+        for index in range(first, self.replies.pushed()):
+            reply = self.replies.at(<uint32_t> (index - self.replies.popped))
+            if reply.asked != ASKED_SYNC:
+                continue
+            if index < end:
+                was_ignored = True
+                reply.asked = ASKED_NOTHING
+                reply.action = REPLY_FAKE
+            else:
+                is_open = False
+        self.ignores_sync = not is_ended
+        if was_ignored and is_open and self.client is not None and (
+            self.replies.head().asked == ASKED_EXECUTE
+        ):
+            # The Sync that ends this batch is still to come.
+            self.client.is_batch_open = True
         return 0
 
     cdef int ask_query(self, bytes message) except -1:

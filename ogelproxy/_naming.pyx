@@ -115,7 +115,7 @@ cdef class NamingClient(SimpleClient):
                     self.parsed_unnamed = True
                     self.unnamed_change = server.replies.pushed()
                     self.emit_renamed(
-                        b"P", NULL, 0, None, PyBytes_AS_STRING(statement.body),
+                        b"P", b"", 0, None, PyBytes_AS_STRING(statement.body),
                         len(statement.body), 0,
                     )
                     return statement

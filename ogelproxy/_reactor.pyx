@@ -339,7 +339,7 @@ cdef class Connection:
         cdef Py_ssize_t got
         cdef char* grown
         if room < 1024:
-            want = self.in_capacity * 2 if self.in_capacity else 2048
+            want = max(self.in_capacity * 2, 2048)
             grown = <char*> realloc(self.inbox, want)
             if grown == NULL:
                 raise MemoryError

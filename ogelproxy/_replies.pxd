@@ -3,7 +3,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
 cdef enum:  # what was asked, so which message ends the reply
-    ASKED_PARSE = 1   # 1
+    ASKED_NOTHING     # what the server ignored
+    ASKED_PARSE       # 1
     ASKED_BIND        # 2
     ASKED_CLOSE       # 3
     ASKED_DESCRIBE    # T or n, after a t for a statement

@@ -23,7 +23,7 @@ from ogelproxy._replies cimport (
     REPLY_REFUSE, REPLY_RESTORE, REPLY_SKIP, Reply,
 )
 from ogelproxy._statements cimport Naming, Rewriting
-from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, Gather, frame_size
+from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, Gather, frame_size, get32
 from ogelproxy.errors import ProtocolViolation
 
 cdef extern from "string.h" nogil:
@@ -98,47 +98,53 @@ cdef class ServerCore(Lendable):
         cdef Reply* head
         cdef bint is_probe
         cdef char kind
-        while i < n:
-            if self.body_left:
-                step = min(self.body_left, n - i)
-                self.body_left -= step
-                if not self.body_dropped and client is not None:
-                    gather.emit(p + i, step)
-                    self.bytes_out += step
-                i += step
-                continue
-            if n - i < HEADER:
-                break
-            size = frame_size(p + i, MAX_MESSAGE)
-            if size < 0:
-                raise ProtocolViolation("impossible message length", by="server")
-            kind = p[i]
-            head = self.replies.head()
-            if head != NULL and head.action == REPLY_FAKE:
-                self.fakes()
-                head = self.replies.head()
-            is_probe = head != NULL and head.action == REPLY_PROBE
-            if size > n - i:
-                if (kind != b"D" and kind != b"d" or is_probe) and size <= MAX_SEEN:
+        try:
+            while i < n:
+                if self.body_left:
+                    step = min(self.body_left, n - i)
+                    self.body_left -= step
+                    if not self.body_dropped and client is not None:
+                        gather.emit(p + i, step)
+                        self.bytes_out += step
+                    i += step
+                    continue
+                if n - i < HEADER:
                     break
-                step = n - i
-                self.body_left = size - step
-            else:
-                step = size
-            if kind == b"D" and is_probe:
-                if client is not None:
-                    self.pool.answered(self, client, p[i + HEADER:i + step])
-            elif kind == b"D" or kind == b"d":
-                self.rows += 1
-                self.pass_on(p + i, step, head)
-            elif step < size:
-                # Larger than anything that has to be understood.
-                self.pass_on(p + i, step, head)
-            else:
-                self.message(kind, p + i, size, head)
-                if self.phase == SERVER_CLOSED:
-                    return n
-            i += step
+                size = frame_size(p + i, MAX_MESSAGE)
+                if size < 0:
+                    raise ProtocolViolation("impossible message length", by="server")
+                kind = p[i]
+                head = self.replies.head()
+                if head != NULL and head.action == REPLY_FAKE:
+                    self.fakes()
+                    head = self.replies.head()
+                is_probe = head != NULL and head.action == REPLY_PROBE
+                if size > n - i:
+                    if (kind != b"D" and kind != b"d" or is_probe) and size <= MAX_SEEN:
+                        break
+                    step = n - i
+                    self.body_left = size - step
+                else:
+                    step = size
+                if kind == b"D" and is_probe:
+                    if client is not None:
+                        self.pool.answered(self, client, p[i + HEADER:i + step])
+                elif kind == b"D" or kind == b"d":
+                    self.rows += 1
+                    self.pass_on(p + i, step, head)
+                elif step < size:
+                    # Larger than anything that has to be understood.
+                    self.pass_on(p + i, step, head)
+                else:
+                    self.message(kind, p + i, size, head)
+                    if self.phase == SERVER_CLOSED:
+                        return n
+                i += step
+        except ProtocolViolation:
+            # What came before is counted as sent.
+            if client is not None:
+                client.flush_gather()
+            raise
         if client is not None:
             if self.body_left == 0:
                 self.fakes()
@@ -164,24 +170,33 @@ cdef class ServerCore(Lendable):
         self, char kind, const char* p, Py_ssize_t size, Reply* head
     ) except -1:
         cdef uint8_t asked = head.asked if head != NULL else 0
+        cdef bytes told
         if kind == b"Z":
             return self.ready(p, size)
         if kind == b"E":
             return self.error(p, size, head)
         if kind == b"C" or kind == b"I" or kind == b"s":
             return self.complete(p, size, head)
-        if kind == b"S" and self.client is None:
+        if self.client is None and (kind == b"S" or kind == b"A"):
             return 0
         if kind == b"S" and asked and head.action == REPLY_RESTORE:
             return self.reactor.gather.emit(p, size)
         if kind == b"G" or kind == b"W":
             self.in_copy = True
+            if kind == b"G" and head != NULL:
+                self.copy_begun()
         elif kind == b"S":
             if p[HEADER:size] in self.host.misleading_statuses:
                 self.host.lexer_changed(self.client)
                 return 0
             if head != NULL and not self.flags & FLAG_SET_LOCAL:
                 self.client.touch(p[HEADER:size - 1].partition(b"\0")[0])
+        if kind == b"A" and size >= HEADER + 4 and get32(p + HEADER) == self.process_id:
+            # From itself, as it knows by its process id.
+            told = self.client.renumbered(p[:size])
+            self.reactor.gather.copy(PyBytes_AS_STRING(told), len(told))
+            self.bytes_out += size
+            return 0
         self.pass_on(p, size, head)
         if (
             kind == b"1" and asked == ASKED_PARSE
@@ -203,7 +218,7 @@ cdef class ServerCore(Lendable):
                 break
             if head.asked == ASKED_PARSE:
                 self.reactor.gather.copy(b"1\0\0\0\4", HEADER)
-            else:
+            elif head.asked == ASKED_CLOSE:
                 self.reactor.gather.copy(b"3\0\0\0\4", HEADER)
             self.replies.pop()
         return 0
@@ -230,7 +245,7 @@ cdef class ServerCore(Lendable):
                 self.prepared.clear()
                 if self.client is not None:
                     self.client.statements_dropped()
-            self.was_reset = self.was_reset or (
+            self.was_reset = self.was_reset or head.action == REPLY_FORWARD and (
                 size == 11 and memcmp(p + HEADER, b"RESET", 6) == 0
                 or size == 17 and memcmp(p + HEADER, b"DISCARD ALL", 12) == 0
             )
@@ -257,7 +272,7 @@ cdef class ServerCore(Lendable):
         cdef list changes = []
         cdef uint8_t was_counted = 0
         cdef char[5] sqlstate
-        self.in_copy = False
+        self.in_copy = self.ignores_sync = False
         memcpy(sqlstate, b"XX000", 5)
         while at < end and at[0] != 0:
             stop = <const char*> memchr(at, 0, end - at)
@@ -267,8 +282,11 @@ cdef class ServerCore(Lendable):
                 memcpy(sqlstate, at + 1, 5)
             elif at[0] == b"V" and (at[1] == b"F" or at[1] == b"P"):
                 self.told_why = True
-            elif stop - at == 22 and memcmp(at, b"RRevalidateCachedQuery", 22) == 0:
-                # A table changed, and with it what a prepared statement returns.
+            elif (
+                stop - at == 22 and memcmp(at, b"RRevalidateCachedQuery", 22) == 0
+                or stop - at > 20 and memcmp(at, b"Mcache lookup failed", 20) == 0
+            ):
+                # A table or type changed, and with it what a statement returns.
                 self.pool.statements.forget()
             at = stop + 1
         if head == NULL:
@@ -355,6 +373,9 @@ cdef class ServerCore(Lendable):
             if self.replies.count == 0:
                 # What else the client sends before its Sync will be skipped too.
                 self.client.is_dropping = self.client.is_batch_open = True
+        elif self.replies.count == 0:
+            # Its Sync will never come.
+            self.is_retiring = True
         return 0
 
     cdef int undo(self, Rewriting rewriting) except -1:
