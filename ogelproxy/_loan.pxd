@@ -63,6 +63,7 @@ cdef class Lendable(Connection):
     cdef uint64_t unnamed_serial      # which client's Parse its unnamed statement is
     cdef public object question       # what the probe under way asks; `pool`'s
     cdef uint32_t flags               # session state that may have been made or ended
+    cdef readonly bint had_error      # since the last probe
     cdef uint32_t probing             # likewise, of before the probe under way
     cdef uint32_t dirt                # state to be taken away when this loan ends
     cdef uint64_t rows                # of the reply at the head

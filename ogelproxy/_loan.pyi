@@ -22,6 +22,7 @@ class Lendable(Connection):
     phase: int
     settings: Settings | None
     question: Any
+    had_error: bool
     idle_since: float
     opened_at: float
     expires_at: float

@@ -123,7 +123,7 @@ cdef class Lendable(Connection):
         self.client = client
         client.server = self
         self.flags = self.probing = self.dirt = 0
-        self.ignores_sync = False
+        self.ignores_sync = self.had_error = False
         self.was_reset = False
         self.rows = 0
         self.bytes_out = 0
@@ -191,6 +191,7 @@ cdef class Lendable(Connection):
         query = self.pool.question(self, client, self.flags)
         self.probing = self.flags
         self.flags = 0
+        self.had_error = False
         self.dirt |= self.probing & FLAG_DEALLOCATE
         if self.pool.mode != MODE_AUTO:
             self.dirt |= self.probing & (STATE | FLAG_ANY_SETTING)

@@ -273,6 +273,7 @@ cdef class ServerCore(Lendable):
         cdef uint8_t was_counted = 0
         cdef char[5] sqlstate
         self.in_copy = self.ignores_sync = False
+        self.had_error = True
         memcpy(sqlstate, b"XX000", 5)
         while at < end and at[0] != 0:
             stop = <const char*> memchr(at, 0, end - at)

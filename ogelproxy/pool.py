@@ -301,7 +301,9 @@ class Pool(PoolCore):
         if self.mode == MODES[PoolMode.AUTO]:
             pins = sessions.suspects(flags, client.held_by)
             self._hold(client, client.held_by | flags & sessions.LASTING_FLAGS)
-        server.question = sessions.Question.about(pins, touched)
+        server.question = sessions.Question.about(
+            pins, touched, is_doubtful=server.had_error
+        )
         return None if server.question is None else server.question.message()
 
     def answered(self, server: Server, client: Client, row: bytes | None) -> None:

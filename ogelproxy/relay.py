@@ -238,7 +238,9 @@ class Relay:
     def settings_refused(self, client: Client, body: bytes) -> None:
         """End a client whose settings no server takes any more."""
         fields = messages.read_fields(body)
-        self.fail(client, SessionLost(f"{fields.get('C')} {fields.get('M')}"))
+        error = SessionLost(f"{fields.get('C')} {fields.get('M')}")
+        log.warning("%s", error, extra={"tenant": client.session.handle})
+        self.fail(client, error)
 
     def pinned(self, client: Client, before: int) -> None:
         """The client's reasons for keeping its server have changed."""

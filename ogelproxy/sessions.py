@@ -70,6 +70,12 @@ RESETS: tuple[tuple[Flag, str], ...] = (
     (Flag.ADVISORY, "SELECT pg_catalog.pg_advisory_unlock_all()"),
     (Flag.TEMP, "DISCARD TEMP"),
 )
+#: What the session changed; names with a dot and two more are not listed there.
+CHANGED = (
+    "WITH changed AS MATERIALIZED (SELECT pg_catalog.lower(name) AS name "
+    "FROM pg_catalog.pg_settings WHERE source = 'session') "
+)
+UNLISTED = ("role", "session_authorization")
 STATEMENTS = Flag.PREPARE | Flag.DEALLOCATE | Flag.DISCARD
 
 
@@ -86,19 +92,31 @@ class Question:
     pins: tuple[Flag, ...]
     settings: tuple[str, ...]
 
+    #: Whether statements failed, so that a setting named in one may be as it was.
+    #: To set it, if only to what it is, may not be allowed.
+    is_doubtful: bool = False
+
     @classmethod
-    def about(cls, pins: int, settings: Iterable[str]) -> Question | None:
+    def about(
+        cls, pins: int, settings: Iterable[str], *, is_doubtful: bool
+    ) -> Question | None:
         """Ask for the state of these flags, and for settings; None for neither."""
-        asked = cls(tuple(flag for flag in PINS if pins & flag), tuple(settings))
-        return asked if asked.pins or asked.settings else None
+        asked = tuple(flag for flag in PINS if pins & flag)
+        names = tuple(settings)
+        return cls(asked, names, is_doubtful) if asked or names else None
 
     def message(self) -> bytes:
         """The Query message that asks it: one row."""
         checks = [PINS[flag][1] for flag in self.pins]
-        values = [
-            f"pg_catalog.current_setting({quote(name)}, true)" for name in self.settings
-        ]
-        return messages.query(f"SELECT {', '.join(checks + values)}")
+        values = [self._value(name) for name in self.settings]
+        known = CHANGED if self.settings and self.is_doubtful else ""
+        return messages.query(f"{known}SELECT {', '.join(checks + values)}")
+
+    def _value(self, name: str) -> str:
+        value = f"pg_catalog.current_setting({quote(name)}, true)"
+        if not self.is_doubtful or name in UNLISTED or "." in name:
+            return value
+        return f"CASE WHEN {quote(name)} IN (SELECT name FROM changed) THEN {value} END"
 
     def read(self, row: bytes) -> tuple[int, dict[str, str | None]]:
         """Read the body of the answering DataRow: pins left, and values."""
