@@ -57,6 +57,8 @@ cdef class ClientCore(Borrower):
         self.host = host
         self.pool = pool
         self.startup = self.settings = settings
+        pool.clients_seen += 1
+        self.serial = pool.clients_seen
         self.bucket = bucket
         self.who = who
         self.usage = usage

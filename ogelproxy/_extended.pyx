@@ -6,7 +6,7 @@ What names of statements mean is `_naming`'s. Rules of the manual's 55.2.3.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memchr, memcmp
 
 from ogelproxy._bucket cimport MODE_OFF
@@ -22,6 +22,7 @@ from ogelproxy._fingerprint cimport (
     FLAG_DEALLOCATE,
     FLAG_DISCARD,
     FLAG_ROLE,
+    FLAG_SEQUENCE,
     FLAG_SET,
     FLAG_SET_CONFIG,
     FLAG_SET_LOCAL,
@@ -42,6 +43,9 @@ from ogelproxy._replies cimport (
 from ogelproxy._statements cimport change_name, describe
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size
 from ogelproxy.errors import ProtocolViolation
+
+cdef extern from "string.h" nogil:
+    void* memmem(const void* text, size_t size, const void* part, size_t part_size)
 
 cdef enum:
     # What makes a loan's session read statements in another way than its client's
@@ -98,6 +102,8 @@ cdef class ExtendedClient(NamingClient):
                 return self.drop(size, have)
         if not self.borrow():
             return 0
+        if not self.is_batch_open and self.begins_with(kind, p, have) & FLAG_SEQUENCE:
+            self.server.forget_sequences()
         self.is_batch_open = True
         if kind == b"P":
             return self.on_parse(p, size, have)
@@ -151,6 +157,28 @@ cdef class ExtendedClient(NamingClient):
                     return False
             i += size
         return False
+
+    cdef uint32_t begins_with(self, char kind, const char* p, Py_ssize_t n) except? 0:
+        """The flags of the statement that a batch begins with."""
+        cdef const char* name = <const char*> memchr(p + HEADER, 0, n - HEADER)
+        cdef const char* end = NULL
+        cdef Statement statement = None
+        if name == NULL or kind != b"P" and kind != b"B":
+            return 0
+        name += 1
+        end = <const char*> memchr(name, 0, p + n - name)
+        if end == NULL:
+            return 0
+        if kind == b"P":
+            # Looked at closely only when it could be.
+            if memmem(name, end - name, b"val", 3) == NULL:
+                return 0
+            statement = describe(name[:end - name])
+        elif end > name:
+            statement = self.names.get(name[:end - name])
+        else:
+            statement = self.unnamed
+        return 0 if statement is None else statement.flags
 
     cdef bint may_be_free(self, const char* p, Py_ssize_t size) except -1:
         cdef const char* end = p + size
@@ -355,6 +383,10 @@ cdef class ExtendedClient(NamingClient):
         elif self.shares_names:
             if self.must_wait(len(name)):
                 return 0
+            if name not in self.names and self.may_have_raw():
+                self.ask(ASKED_CLOSE, size)
+                self.reactor.gather.emit(p, size)
+                return size
             # Others may use the statement: it stays on the server.
             self.fake(ASKED_CLOSE, change_name(name, self.names.pop(name, None), None))
             self.names_change = self.server.replies.pushed()

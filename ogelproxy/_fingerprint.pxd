@@ -65,6 +65,9 @@ cdef enum:  # Scan.flags: session state that some statement may make or end
     FLAG_PREPARED_XACT = 1 << 18    # PREPARE TRANSACTION, COMMIT PREPARED, ...
     FLAG_COPY = 1 << 19
     FLAG_ANY_SETTING = 1 << 20      # set by `_client`: settings of unknown name
+    FLAG_SEQUENCE = 1 << 21         # currval(), lastval()
+    FLAG_SEED = 1 << 22             # setseed()
+    FLAG_OPAQUE = 1 << 23           # DO: what it does isn't seen
 
 
 cdef enum:

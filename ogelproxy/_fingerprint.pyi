@@ -59,6 +59,9 @@ class Flag(IntFlag):
     PREPARED_XACT = 262144
     COPY = 524288
     ANY_SETTING = 1048576
+    SEQUENCE = 2097152
+    SEED = 4194304
+    OPAQUE = 8388608
 
 class ScanResult(NamedTuple):
     """What one scan found."""

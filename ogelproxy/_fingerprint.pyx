@@ -457,17 +457,15 @@ cdef void scan_finish(Scan* s) noexcept nogil:
 # Tables, filled when the module is loaded.
 
 Kind = IntEnum(  # in the order of KIND_
-    "Kind",
-    "EMPTY OTHER BEGIN COMMIT ROLLBACK SAVEPOINT SET SHOW COPY SELECT INSERT UPDATE "
+    "Kind", "EMPTY OTHER BEGIN COMMIT ROLLBACK SAVEPOINT SET SHOW COPY SELECT INSERT UPDATE "
     "DELETE MERGE PREPARE EXECUTE DEALLOCATE DECLARE FETCH CLOSE LISTEN NOTIFY "
     "DISCARD LOAD LOCK CALL EXPLAIN DDL MAINTAIN",
     start=0,
 )
 Flag = IntFlag(  # in the order of FLAG_
-    "Flag",
-    "TEMP LISTEN UNLISTEN ADVISORY ADVISORY_UNLOCK HOLD CLOSE PREPARE EXECUTE "
+    "Flag", "TEMP LISTEN UNLISTEN ADVISORY ADVISORY_UNLOCK HOLD CLOSE PREPARE EXECUTE "
     "DEALLOCATE LOAD SET SET_LOCAL SET_CONFIG DISCARD ROLE TRANSACTION DDL "
-    "PREPARED_XACT COPY ANY_SETTING",
+    "PREPARED_XACT COPY ANY_SETTING SEQUENCE SEED OPAQUE",
 )
 
 
@@ -511,8 +509,8 @@ cdef int fill_tables() except -1:
         W_ADVISORY_LOCK: "pg_advisory_lock pg_advisory_lock_shared "
         "pg_try_advisory_lock pg_try_advisory_lock_shared",
         W_ADVISORY_UNLOCK: "pg_advisory_unlock pg_advisory_unlock_shared "
-        "pg_advisory_unlock_all",
-        W_AND: "and", W_AS: "as", W_ATOMIC: "atomic", W_AUTHORIZATION: "authorization",
+        "pg_advisory_unlock_all", W_AND: "and", W_AS: "as", W_ATOMIC: "atomic",
+        W_AUTHORIZATION: "authorization",
         W_BEGIN: "begin", W_BETWEEN: "between", W_BY: "by", W_CASE: "case",
         W_CHAIN: "chain", W_COMMIT: "commit abort", W_CONSTANT: "null true false",
         W_CONSTRAINTS: "constraints", W_CREATE: "create", W_DECLARE: "declare",
@@ -524,8 +522,9 @@ cdef int fill_tables() except -1:
         W_PREPARE: "prepare", W_PREPARED: "prepared", W_RECURSIVE: "recursive",
         W_REPLACE: "replace", W_RESET: "reset", W_RETURN: "return",
         W_ROLE: "role session_authorization", W_ROLLBACK: "rollback",
-        W_ROUTINE: "function procedure", W_SAVEPOINT: "savepoint", W_SELECT: "select",
-        W_SESSION: "session", W_SET: "set", W_SET_CONFIG: "set_config",
+        W_ROUTINE: "function procedure", W_SAVEPOINT: "savepoint", W_SEED: "setseed",
+        W_SELECT: "select", W_SEQUENCE: "currval lastval", W_SESSION: "session",
+        W_SET: "set", W_SET_CONFIG: "set_config",
         W_TEMP: "temp temporary", W_TO: "to", W_TRANSACTION: "transaction",
         W_UNION: "union intersect except", W_UPDATE: "update", W_VALUES: "values",
         W_WITH: "with", W_WORK: "work",
@@ -539,7 +538,8 @@ cdef int fill_tables() except -1:
         "select table values with": (KIND_SELECT, 0, 0),
         "fetch move": (KIND_FETCH, 0, 0),
         "unlisten": (KIND_LISTEN, FLAG_UNLISTEN, 0),
-        "call do": (KIND_CALL, 0, 100),
+        "call": (KIND_CALL, 0, 100),
+        "do": (KIND_CALL, FLAG_OPAQUE, 100),
         "create alter drop truncate comment grant revoke security import reassign":
             (KIND_DDL, FLAG_DDL, 100),
         "vacuum analyze analyse reindex cluster refresh checkpoint":

@@ -29,6 +29,7 @@ cdef class Borrower(Connection):
     cdef bint is_leaving              # it said goodbye; what it asked for is to come
     cdef bint is_stalled              # answers must come before more is read
     cdef bytes notice                 # a NoticeResponse to send at the next boundary
+    cdef uint64_t serial              # tells clients apart
     cdef public Settings startup      # what RESET takes it back to
     cdef public Settings settings     # what its sessions are to be set to
     cdef public object touched        # names of settings that it may have changed
@@ -63,6 +64,8 @@ cdef class Lendable(Connection):
     cdef uint64_t unnamed_serial      # which client's Parse its unnamed statement is
     cdef public object question       # what the probe under way asks; `pool`'s
     cdef uint32_t flags               # session state that may have been made or ended
+    cdef uint64_t lent_to             # serial of its latest client
+    cdef bint has_foreign_sequences   # currval() would tell of another's nextval()
     cdef readonly bint had_error      # since the last probe
     cdef uint32_t probing             # likewise, of before the probe under way
     cdef uint32_t dirt                # state to be taken away when this loan ends
@@ -100,6 +103,7 @@ cdef class Lendable(Connection):
     cdef void count(self, Reply* reply) noexcept
     cdef int restore(self) except -1
     cdef int count_rest(self, bint is_lost) except -1
+    cdef int forget_sequences(self) except -1
     cdef int ask_query(self, bytes message) except -1
     cdef int make_room(self) except -1
     cdef int prepare_sql(self, Naming naming) except -1

@@ -11,8 +11,9 @@ from libc.string cimport memcpy, memset
 
 from ogelproxy._fingerprint cimport (
     FLAG_ADVISORY, FLAG_ADVISORY_UNLOCK, FLAG_ANY_SETTING, FLAG_CLOSE, FLAG_DDL,
-    FLAG_DEALLOCATE, FLAG_DISCARD, FLAG_HOLD, FLAG_LISTEN, FLAG_LOAD, FLAG_PREPARE,
-    FLAG_ROLE, FLAG_SET, FLAG_SET_CONFIG, FLAG_TEMP, FLAG_UNLISTEN,
+    FLAG_DEALLOCATE, FLAG_DISCARD, FLAG_HOLD, FLAG_LISTEN, FLAG_LOAD, FLAG_OPAQUE,
+    FLAG_PREPARE, FLAG_ROLE, FLAG_SEED, FLAG_SEQUENCE, FLAG_SET, FLAG_SET_CONFIG,
+    FLAG_TEMP, FLAG_UNLISTEN,
 )
 from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
 from ogelproxy._replies cimport (
@@ -29,7 +30,8 @@ cdef enum:
     # What else another client must not find on a server. In auto mode the server
     # stays with the client while there is any.
     STATE = (
-        FLAG_ADVISORY | FLAG_HOLD | FLAG_LISTEN | FLAG_LOAD | FLAG_PREPARE | FLAG_TEMP
+        FLAG_ADVISORY | FLAG_HOLD | FLAG_LISTEN | FLAG_LOAD | FLAG_OPAQUE | FLAG_PREPARE
+        | FLAG_SEED | FLAG_SEQUENCE | FLAG_TEMP
     )
     # May end some of it.
     ENDING = (
@@ -37,10 +39,16 @@ cdef enum:
         | FLAG_UNLISTEN
     )
     # After these the proxy doesn't know which statements the server has.
-    STATEMENTS = FLAG_PREPARE | FLAG_DEALLOCATE | FLAG_DISCARD
+    STATEMENTS = FLAG_PREPARE | FLAG_DEALLOCATE | FLAG_DISCARD | FLAG_OPAQUE
     # What a server is rid of before its next client.
     UNWANTED = SETTING | STATE | FLAG_DEALLOCATE | FLAG_DISCARD
 
+
+# What servers report and nobody can set.
+cdef frozenset UNSETTABLE = frozenset((
+    b"in_hot_standby", b"integer_datetimes", b"is_superuser", b"server_encoding",
+    b"server_version",
+))
 
 # Bind and Execute of the unnamed statement, without parameters.
 cdef bytes RUN_UNNAMED = (
@@ -52,11 +60,14 @@ cdef bytes RUN_UNNAMED = (
 cdef double FRESH = 0.001
 
 
+cdef bytes DISCARD_SEQUENCES = b"Q\0\0\0\x16DISCARD SEQUENCES\0"
+
+
 cdef class Borrower(Connection):
 
     cdef int touch(self, bytes name) except -1:
         """Note that a setting changed, whoever changed it."""
-        if self.pool.mode != MODE_SESSION:
+        if self.pool.mode != MODE_SESSION and name not in UNSETTABLE:
             if self.touched is None:
                 self.touched = frozenset()
             self.touched |= {name.decode("latin-1").lower()}
@@ -122,6 +133,8 @@ cdef class Lendable(Connection):
         self.phase = SERVER_LENT
         self.client = client
         client.server = self
+        self.has_foreign_sequences = self.lent_to != client.serial
+        self.lent_to = client.serial
         self.flags = self.probing = self.dirt = 0
         self.ignores_sync = self.had_error = False
         self.was_reset = False
@@ -289,7 +302,7 @@ cdef class Lendable(Connection):
             self.phase = SERVER_RESETTING
             if unwanted & STATEMENTS:
                 self.prepared.clear()
-            if unwanted & (SETTING | FLAG_DISCARD):
+            if unwanted & (SETTING | STATEMENTS):
                 self.settings = self.pool.baseline
             self.ask_query(message)
             return self.flush_gather()
@@ -328,6 +341,20 @@ cdef class Lendable(Connection):
         return 0
 
     # Requests of the proxy's own; the caller flushes the gather.
+
+    cdef int forget_sequences(self) except -1:
+        """Have lastval() fail rather than tell what another client drew."""
+        if (
+            self.has_foreign_sequences
+            and self.pool.mode != MODE_SESSION
+            and self.client.held_by == 0
+            and self.replies.count == 0
+            and self.status == b"I"
+            and not self.client.is_batch_open
+        ):
+            self.has_foreign_sequences = False
+            self.ask_query(DISCARD_SEQUENCES)
+        return 0
 
     cdef int fakes(self) except -1:
         return 0

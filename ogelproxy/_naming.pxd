@@ -17,6 +17,7 @@ cdef class NamingClient(SimpleClient):
 
     cdef bint has_too_many(self) except -1
     cdef int refuse_another(self, char kind) except -1
+    cdef bint may_have_raw(self) noexcept
     cdef int note_statement(self, Statement statement) except -1
     cdef int prepare_again(self, Statement statement) except -1
     cdef int emit_query(self, bytes text) except -1

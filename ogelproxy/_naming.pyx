@@ -23,7 +23,7 @@ from ogelproxy._fingerprint cimport (
     FLAG_TRANSACTION,
 )
 from ogelproxy._loan cimport Lendable
-from ogelproxy._pool cimport MODE_SESSION
+from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
 from ogelproxy._replies cimport (
     ASKED_PARSE,
     ASKED_QUERY,
@@ -128,12 +128,16 @@ cdef class NamingClient(SimpleClient):
                     server.prepare(change_name(None, None, statement), REPLY_SKIP)
                     self.names_change = server.replies.pushed()
                 return statement
-            if (server.flags | server.probing | self.held_by) & FLAG_PREPARE:
-                # Made by a PREPARE that was passed on as it is.
+            if self.may_have_raw():
                 self.is_unknown = True
                 return None
         self.refuse(kind, self.host.statement_unknown(name[:size]))
         return None
+
+    cdef bint may_have_raw(self) noexcept:
+        """Whether the server may have statements of a PREPARE passed on as it is."""
+        cdef uint32_t flags = self.server.flags | self.server.probing | self.held_by
+        return flags & FLAG_PREPARE != 0
 
     cdef int note_statement(self, Statement statement) except -1:
         """Note what session state a statement may make or end when it is run."""
@@ -156,6 +160,7 @@ cdef class NamingClient(SimpleClient):
         cdef Reply* reply
         cdef bytes text = p[HEADER:size - 1]
         cdef bytes new
+        cdef uint32_t kept = 0
         cdef Py_ssize_t at = 0
         if not self.shares_names or server.status == b"E":
             return False
@@ -178,8 +183,10 @@ cdef class NamingClient(SimpleClient):
                     naming = change_name(named.name, statement, None)
                 elif named.verb == "execute" and statement.flags:
                     self.note_statement(statement)
-            elif named.verb != "prepare":
-                # The server knows it, or says that there is none.
+            elif named.verb != "prepare" or self.pool.mode == MODE_AUTO:
+                # The server knows it, or says that there is none. In auto mode a
+                # client is pinned for what it prepares itself.
+                kept |= self.scan.flags & NAMING
                 continue
             elif self.has_too_many():
                 self.prepaid = 0
@@ -207,9 +214,9 @@ cdef class NamingClient(SimpleClient):
         if rewriting.namings:
             self.names_doubt = server.replies.pushed()
         if self.scan.flags & NOTED:
-            self.note(self.scan.flags & ~<uint32_t> NAMING, text)
+            self.note(self.scan.flags & ~<uint32_t> NAMING | kept, text)
         else:
-            server.flags |= self.scan.flags & ~<uint32_t> NAMING
+            server.flags |= self.scan.flags & ~<uint32_t> NAMING | kept
         self.emit_query(new + text[at:])
         return True
 

@@ -1,3 +1,5 @@
+from libc.stdint cimport uint64_t
+
 from ogelproxy._reactor cimport Connection
 from ogelproxy._statements cimport StatementCache
 
@@ -24,6 +26,7 @@ cdef class PoolCore:
     cdef readonly object provers     # deque of futures that want a server first
     cdef public Settings baseline    # what a fresh server connection has
     cdef readonly int mode
+    cdef uint64_t clients_seen       # ever
     cdef readonly StatementCache statements
     cdef public int size             # server connections: idle, lent or being reset
     cdef public int max_prepared     # statements kept prepared on one server

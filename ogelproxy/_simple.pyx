@@ -10,6 +10,7 @@ from ogelproxy._fingerprint cimport (
     FLAG_LISTEN,
     FLAG_PREPARE,
     FLAG_ROLE,
+    FLAG_SEQUENCE,
     FLAG_SET,
     FLAG_SET_CONFIG,
     FLAG_TRANSACTION,
@@ -88,6 +89,8 @@ cdef class SimpleClient(ClientCore):
                 return size
             if self.is_stalled:
                 return 0
+        if self.scan.flags & FLAG_SEQUENCE:
+            self.server.forget_sequences()
         reply = self.ask_query(size)
         if is_whole:
             if self.scan.flags & NOTED:

@@ -24,6 +24,8 @@ from ogelproxy._fingerprint cimport (
     FLAG_PREPARE,
     FLAG_PREPARED_XACT,
     FLAG_ROLE,
+    FLAG_SEED,
+    FLAG_SEQUENCE,
     FLAG_SET,
     FLAG_SET_CONFIG,
     FLAG_SET_LOCAL,
@@ -117,6 +119,8 @@ cdef enum:  # words that some rule below names
     W_PG_SETTINGS
     W_ADVISORY_LOCK
     W_ADVISORY_UNLOCK
+    W_SEED
+    W_SEQUENCE
     W_SET_CONFIG
 
 cdef enum:
@@ -391,6 +395,10 @@ cdef inline void take_mark(Scan* s, uint8_t c) noexcept nogil:
     if c == b"(":
         if before == W_VALUES:
             open_list(s, True)
+        elif before == W_SEQUENCE:
+            s.flags |= FLAG_SEQUENCE
+        elif before == W_SEED:
+            s.flags |= FLAG_SEED
         take(s, c, NULL, T_OPEN)
         s.previous = W_OPEN
         s.depth += 1

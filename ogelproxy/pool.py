@@ -299,8 +299,10 @@ class Pool(PoolCore):
             touched = frozenset()
         pins = 0
         if self.mode == MODES[PoolMode.AUTO]:
-            pins = sessions.suspects(flags, client.held_by)
             self._hold(client, client.held_by | flags & sessions.LASTING_FLAGS)
+            pins = sessions.suspects(flags & ~Flag.ANY_SETTING, client.held_by)
+            if flags & Flag.OPAQUE:
+                touched |= dict(client.settings.items).keys()
         server.question = sessions.Question.about(
             pins, touched, is_doubtful=server.had_error
         )

@@ -47,9 +47,11 @@ PINS: dict[Flag, tuple[str, str]] = {
 LASTING: dict[Flag, str] = {
     Flag.LOAD: "LOAD",
     Flag.ANY_SETTING: "settings that can't be followed",
+    Flag.SEQUENCE: "currval or lastval",
+    Flag.SEED: "setseed",
 }
 
-LASTING_FLAGS = Flag.LOAD | Flag.ANY_SETTING
+LASTING_FLAGS = Flag.LOAD | Flag.ANY_SETTING | Flag.SEQUENCE | Flag.SEED
 SETTING = Flag.SET | Flag.SET_CONFIG | Flag.ROLE | Flag.ANY_SETTING
 
 #: What ends a kind of state; DDL may drop a temporary table.
@@ -69,14 +71,16 @@ RESETS: tuple[tuple[Flag, str], ...] = (
     (Flag.LISTEN, "UNLISTEN *"),
     (Flag.ADVISORY, "SELECT pg_catalog.pg_advisory_unlock_all()"),
     (Flag.TEMP, "DISCARD TEMP"),
+    (Flag.SEQUENCE, "DISCARD SEQUENCES"),
 )
 #: What the session changed; names with a dot and two more are not listed there.
 CHANGED = (
     "WITH changed AS MATERIALIZED (SELECT pg_catalog.lower(name) AS name "
     "FROM pg_catalog.pg_settings WHERE source = 'session') "
 )
-UNLISTED = ("role", "session_authorization")
-STATEMENTS = Flag.PREPARE | Flag.DEALLOCATE | Flag.DISCARD
+#: Of them the first undoes the second.
+ROLES = ("session_authorization", "role")
+STATEMENTS = Flag.PREPARE | Flag.DEALLOCATE | Flag.DISCARD | Flag.OPAQUE
 
 
 def reasons(flags: int) -> tuple[str, ...]:
@@ -101,20 +105,29 @@ class Question:
         cls, pins: int, settings: Iterable[str], *, is_doubtful: bool
     ) -> Question | None:
         """Ask for the state of these flags, and for settings; None for neither."""
-        asked = tuple(flag for flag in PINS if pins & flag)
+        asked = tuple(flag for flag in (*PINS, Flag.ANY_SETTING) if pins & flag)
         names = tuple(settings)
         return cls(asked, names, is_doubtful) if asked or names else None
 
     def message(self) -> bytes:
         """The Query message that asks it: one row."""
-        checks = [PINS[flag][1] for flag in self.pins]
+        checks = [self._check(flag) for flag in self.pins]
         values = [self._value(name) for name in self.settings]
         known = CHANGED if self.settings and self.is_doubtful else ""
         return messages.query(f"{known}SELECT {', '.join(checks + values)}")
 
+    def _check(self, flag: Flag) -> str:
+        if flag is not Flag.ANY_SETTING:
+            return PINS[flag][1]
+        names = ", ".join(map(quote, self.settings))
+        return (
+            "EXISTS (SELECT FROM pg_catalog.pg_settings WHERE source = 'session' "
+            f"AND pg_catalog.lower(name) <> ALL (ARRAY[{names}]::pg_catalog.text[]))"
+        )
+
     def _value(self, name: str) -> str:
         value = f"pg_catalog.current_setting({quote(name)}, true)"
-        if not self.is_doubtful or name in UNLISTED or "." in name:
+        if not self.is_doubtful or name in ROLES or "." in name:
             return value
         return f"CASE WHEN {quote(name)} IN (SELECT name FROM changed) THEN {value} END"
 
@@ -135,6 +148,8 @@ class Question:
 def suspects(flags: int, held_by: int) -> int:
     """Which state there may be after statements with `flags`."""
     found = flags
+    if flags & Flag.OPAQUE:
+        found |= sum(PINS) | Flag.ANY_SETTING
     for flag, ended in ENDING.items():
         if flags & flag:
             found |= ended & held_by
@@ -152,34 +167,30 @@ def switch(have: Mapping[str, str], want: Mapping[str, str]) -> str:
     """Build the SQL that takes a server from one session's settings to another's.
 
     `set_config` reads a value as the start-up packet does, where SET would
-    take a list for one name (manual 9.28.1). A session authorization changes what
-    may be set and undoes the role, so it is reset first and set last but the role.
+    take a list for one name (manual 9.28.1).
     """
-    resets = [
+    # Who may set what depends on the role, so it is reset before all else and set
+    # behind all else.
+    if have == want:
+        return ""
+    resets = [f"RESET {quote_name(name)}" for name in ROLES if name in have]
+    resets += [
         f"RESET {quote_name(name)}"
-        for name in sorted(have, key=_reset_order)
-        if name not in want
+        for name in sorted(have)
+        if name not in want and name not in ROLES
+    ]
+    changed = [
+        name
+        for name in sorted(want)
+        if have.get(name) != want[name] and name not in ROLES
     ]
     changes = [
         f"pg_catalog.set_config({quote(name)}, {quote(want[name])}, false)"
-        for name in sorted(want, key=_set_order)
-        if have.get(name) != want[name]
-        or (
-            name == "role"
-            and have.get("session_authorization") != want.get("session_authorization")
-        )
+        for name in [*changed, *(name for name in ROLES if name in want)]
     ]
     if changes:
         resets.append(f"SELECT {', '.join(changes)}")
     return ";".join(resets)
-
-
-def _reset_order(name: str) -> tuple[int, str]:
-    return {"session_authorization": 0, "role": 1}.get(name, 2), name
-
-
-def _set_order(name: str) -> tuple[int, str]:
-    return {"role": 2, "session_authorization": 1}.get(name, 0), name
 
 
 def restore(items: Mapping[str, str]) -> str:

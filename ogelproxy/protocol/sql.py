@@ -42,6 +42,13 @@ SPELLED = {
     "xml": "xmloption",
     "role": "role",
 }
+#: They belong to one transaction, however they are set.
+TRANSIENT = {
+    "",
+    "transaction_isolation",
+    "transaction_read_only",
+    "transaction_deferrable",
+}
 CHARACTERISTICS = (
     "default_transaction_isolation",
     "default_transaction_read_only",
@@ -146,8 +153,9 @@ def settings_changed(text: bytes) -> frozenset[str] | None:
         ):
             return None
         at_start = word == ";"
-    names.discard("")
-    return frozenset(names)
+    if "seed" in names:
+        return None
+    return frozenset(names - TRANSIENT)
 
 
 def _set_names(verb: str, rest: list[Token]) -> Iterator[str]:

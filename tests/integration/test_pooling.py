@@ -137,6 +137,10 @@ def test_servers_serve_one_session_after_another(tenant: Organization) -> None:
 
 
 PINNING = (
+    "PREPARE mine AS SELECT 1",
+    "SELECT setseed(0.5)",
+    "DO 'BEGIN CREATE TEMP TABLE mine (a int); END'",
+    "DO 'BEGIN PERFORM set_config(''enable_sort'', ''off'', false); END'",
     "CREATE TEMP TABLE mine (a int)",
     "SELECT 1 AS a INTO TEMP mine",
     "SELECT pg_advisory_lock(9)",
@@ -151,9 +155,9 @@ SHARING = (
     "SELECT set_config('my.value', 'x', false)",
     "SET ROLE NONE",
     "RESET ALL",
-    "PREPARE mine AS SELECT 1",
-    "PREPARE mine AS SELECT 1; SELECT 1",
     "LISTEN mine",
+    "SELECT 1 AS lastval",
+    "DO 'BEGIN PERFORM 1; END'",
     "SELECT pg_advisory_lock(9), pg_advisory_unlock(9)",
     "BEGIN; CREATE TEMP TABLE mine (a int) ON COMMIT DROP; COMMIT",
     "BEGIN; LISTEN mine; ROLLBACK",
