@@ -22,7 +22,6 @@ WAYS = ("direct", "session", "transaction", "auto")
 _LISTEN = "LISTEN is refused beside other statements, which run on a shared server"
 _TEMPORARY = "temporary objects end with the transaction's loan of a server"
 _LOCK = "a session's advisory lock ends with the transaction's loan of a server"
-_COPY = "a Sync that Postgres ignores during COPY is counted as owed a reply"
 _OPTIONS = "options win over the start-up packet's own settings"
 
 #: Test, way, reason: what transaction pooling can't carry from one transaction
@@ -47,11 +46,6 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("pgjdbc: keeps a temporary table", "transaction", _TEMPORARY),
     ("tokio-postgres: cursor with hold", "transaction", _TEMPORARY),
     ("tokio-postgres: temporary table", "transaction", _TEMPORARY),
-    *(
-        (f"tokio-postgres: {case}", way, _COPY)
-        for case in ("copy", "copy binary", "copy broken off")
-        for way in ("session", "transaction", "auto")
-    ),
     ("sqlx: cursor with hold", "transaction", _TEMPORARY),
     ("sqlx: temporary table", "transaction", _TEMPORARY),
     ("sqlx: advisory lock", "transaction", _LOCK),

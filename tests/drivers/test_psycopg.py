@@ -155,9 +155,10 @@ def test_a_pipeline_goes_on_behind_a_sync(
     connection: psycopg.Connection[Any],
 ) -> None:
     with connection.pipeline() as pipeline:
-        connection.execute("SELECT 1/%s::int", [0], prepare=True)
+        bad = connection.execute("SELECT 1/%s::int", [0], prepare=True)
         with pytest.raises(errors.DivisionByZero):
             pipeline.sync()
+            bad.fetchone()
         good = connection.execute("SELECT %s::int", [5], prepare=True)
         assert good.fetchone() == (5,)
 
