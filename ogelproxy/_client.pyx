@@ -371,7 +371,7 @@ cdef class ClientCore(Borrower):
         cdef Lendable server
         if self.server is not None:
             return True
-        server = <Lendable> self.pool.take()
+        server = <Lendable> self.pool.take(self.settings)
         if server is None:
             self.phase = CLIENT_QUEUED
             self.waiting_since = self.reactor.now
@@ -397,6 +397,11 @@ cdef class ClientCore(Borrower):
         cdef bint sets = flags & (FLAG_SET | FLAG_SET_CONFIG | FLAG_ROLE) != 0
         if sets or flags & FLAG_DISCARD and self.pool.mode != MODE_SESSION:
             names = None if text is None else self.pool.settings_changed(text)
+            if sets and self.startup.restore is not None and (
+                text is None or self.pool.may_reset(text)
+            ):
+                # SET .. TO DEFAULT: looked at when it is answered.
+                self.server.was_reset = True
             if names is None:
                 flags |= FLAG_ANY_SETTING
             elif names:

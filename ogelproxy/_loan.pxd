@@ -1,7 +1,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ogelproxy._pool cimport PoolCore, Settings
+from ogelproxy._pool cimport PoolCore, Pooled, Settings
 from ogelproxy._reactor cimport Connection
 from ogelproxy._replies cimport Replies, Reply
 from ogelproxy._statements cimport Naming, Statement
@@ -49,7 +49,7 @@ cdef class Borrower(Connection):
     cdef bytes reword(self, bytes body, list replaced)
 
 
-cdef class Lendable(Connection):
+cdef class Lendable(Pooled):
     # A server connection as loans see it.
     cdef public object host           # the engine's Relay: what leaves the fast path
     cdef readonly PoolCore pool
@@ -60,7 +60,6 @@ cdef class Lendable(Connection):
     cdef Py_ssize_t body_left         # bytes of a reply still to be forwarded
     cdef bint body_dropped            # they go to nobody
     cdef dict prepared                # Statement: None, those it has
-    cdef public Settings settings     # what it is set to; None when not known
     cdef uint64_t unnamed_serial      # which client's Parse its unnamed statement is
     cdef public object question       # what the probe under way asks; `pool`'s
     cdef uint32_t flags               # session state that may have been made or ended

@@ -1,6 +1,6 @@
 from typing import Any
 
-from ogelproxy._pool import PoolCore, Settings
+from ogelproxy._pool import PoolCore, Pooled, Settings
 from ogelproxy._reactor import Connection, Reactor
 
 class Borrower(Connection):
@@ -13,14 +13,13 @@ class Borrower(Connection):
     touched: frozenset[str] | None
     held_by: int
 
-class Lendable(Connection):
+class Lendable(Pooled):
     """A server connection as loans see it."""
 
     host: Any
     pool: Any
     client: Any
     phase: int
-    settings: Settings | None
     question: Any
     had_error: bool
     idle_since: float

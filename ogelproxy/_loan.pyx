@@ -15,7 +15,7 @@ from ogelproxy._fingerprint cimport (
     FLAG_PREPARE, FLAG_ROLE, FLAG_SEED, FLAG_SEQUENCE, FLAG_SET, FLAG_SET_CONFIG,
     FLAG_TEMP, FLAG_UNLISTEN,
 )
-from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION
+from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION, Pooled
 from ogelproxy._replies cimport (
     ASKED_BIND, ASKED_CLOSE, ASKED_EXECUTE, ASKED_NOTHING, ASKED_PARSE, ASKED_QUERY,
     ASKED_SYNC, MAX_OWED, REPLY_FAKE, REPLY_FORWARD, REPLY_PROBE, REPLY_REFUSE,
@@ -101,7 +101,7 @@ cdef class Borrower(Connection):
         return body
 
 
-cdef class Lendable(Connection):
+cdef class Lendable(Pooled):
 
     def __init__(self, reactor, int fd, host, PoolCore pool):
         Connection.__init__(self, reactor, fd)

@@ -162,7 +162,13 @@ cdef class NamingClient(SimpleClient):
         cdef bytes new
         cdef uint32_t kept = 0
         cdef Py_ssize_t at = 0
-        if not self.shares_names or server.status == b"E":
+        if not self.shares_names:
+            return False
+        if server.status == b"E":
+            if server.replies.count:
+                # A ROLLBACK may be on its way: only then is it known who answers.
+                self.is_stalled = True
+                self.pause()
             return False
         found = self.pool.named_statements(text)
         if not found:

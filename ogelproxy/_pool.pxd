@@ -20,6 +20,11 @@ cdef class Settings:
     cdef public object statuses      # bytes of the ParameterStatus messages, or None
 
 
+cdef class Pooled(Connection):
+    # A connection that a pool may hold.
+    cdef public Settings settings    # what it is set to; None when not known
+
+
 cdef class PoolCore:
     cdef list idle                   # servers nobody uses, the latest last
     cdef object waiters              # deque of clients that wait for a server
@@ -32,7 +37,7 @@ cdef class PoolCore:
     cdef public int max_prepared     # statements kept prepared on one server
     cdef public int epoch            # servers of an earlier epoch are not used again
 
-    cdef Connection take(self)
+    cdef Connection take(self, Settings wanted)
     cdef int wait(self, Connection client) except -1
     cdef int forget(self, Connection client) except -1
     cdef Connection next_waiter(self)

@@ -14,6 +14,11 @@ class Settings:
     restore: bytes | None
     def __init__(self, items: tuple[tuple[str, str], ...]) -> None: ...
 
+class Pooled(Connection):
+    """A connection that a pool may hold."""
+
+    settings: Settings | None
+
 class PoolCore:
     """Idle servers, last in first out, and waiting clients, first in first out."""
 
@@ -49,6 +54,8 @@ class PoolCore:
         """A client waits and no server is idle: open one where that is allowed."""
     def settings_changed(self, text: bytes) -> frozenset[str] | None:
         """The names of the settings that a text may change; None for any."""
+    def may_reset(self, text: bytes) -> bool:
+        """Whether a text may set something to its default."""
     def named_statements(self, text: bytes) -> Any:
         """Which prepared statements PREPARE and the like name in a query."""
     def question(self, server: Any, client: Any, flags: int) -> bytes | None:

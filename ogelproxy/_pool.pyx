@@ -20,6 +20,14 @@ cdef frozenset HARMLESS = frozenset((
 ))
 
 
+cdef enum:
+    NEAR = 8  # of the latest idle servers, how many are looked at
+
+
+cdef class Pooled(Connection):
+    pass
+
+
 cdef class Settings:
 
     def __init__(self, tuple items):
@@ -59,11 +67,19 @@ cdef class PoolCore:
     def waiting_clients(self):
         return list(self.waiters)
 
-    cdef Connection take(self):
-        """An idle server, or None."""
-        cdef Connection server
+    cdef Connection take(self, Settings wanted):
+        """An idle server, or None; one that is set as wanted if it is at hand."""
+        cdef Pooled server
+        cdef Py_ssize_t index
+        cdef Py_ssize_t count = len(self.idle)
+        for index in range(count - 1, max(count - NEAR, 0) - 1, -1):
+            server = <Pooled> self.idle[index]
+            if server.settings is wanted:
+                if index < count - 1:
+                    self.idle.append(self.idle.pop(index))
+                break
         while self.idle:
-            server = self.idle.pop()
+            server = <Pooled> self.idle.pop()
             if server.fd >= 0 and not server.is_broken and server.is_lendable():
                 return server
         return None
@@ -102,7 +118,7 @@ cdef class PoolCore:
 
     def take_idle(self):
         """Take an idle server for a use of the proxy's own, or None."""
-        return self.take()
+        return self.take(self.baseline)
 
     async def next_idle(self):
         """Wait for a server for a use of the proxy's own, before all clients."""
@@ -124,6 +140,10 @@ cdef class PoolCore:
 
     def settings_changed(self, bytes text):
         """The names of the settings that a text may change; None for any."""
+        raise NotImplementedError
+
+    def may_reset(self, bytes text):
+        """Whether a text may set something to its default."""
         raise NotImplementedError
 
     def named_statements(self, bytes text):

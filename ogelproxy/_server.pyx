@@ -189,7 +189,9 @@ cdef class ServerCore(Lendable):
             if p[HEADER:size] in self.host.misleading_statuses:
                 self.host.lexer_changed(self.client)
                 return 0
-            if head != NULL and not self.flags & FLAG_SET_LOCAL:
+            if asked and head.action == REPLY_FORWARD and not (
+                self.flags & FLAG_SET_LOCAL
+            ):
                 self.client.touch(p[HEADER:size - 1].partition(b"\0")[0])
         if kind == b"A" and size >= HEADER + 4 and get32(p + HEADER) == self.process_id:
             # From itself, as it knows by its process id.

@@ -286,6 +286,9 @@ class Pool(PoolCore):
     def settings_changed(self, text: bytes) -> frozenset[str] | None:
         return sql.settings_changed(text)
 
+    def may_reset(self, text: bytes) -> bool:
+        return sql.DEFAULT.search(text) is not None
+
     def named_statements(self, text: bytes) -> list[sql.Named]:
         return sql.named_statements(text)
 

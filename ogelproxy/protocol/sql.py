@@ -34,6 +34,9 @@ TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
+#: What a SET that is a RESET has in it (manual, SET).
+DEFAULT = re.compile(rb"\b(?:default|local)\b", re.IGNORECASE)
+
 #: SET's own spellings of settings (manual, SET).
 SPELLED = {
     "names": "client_encoding",
