@@ -428,7 +428,6 @@ def test_a_key_opens_only_its_own_organization(
         Wire(replace(red, key=blue.key).dsn())
 
 
-@pytest.mark.xfail(strict=True, reason="taking back what was refused is refused too")
 @pytest.mark.parametrize(
     "refused", ["log_statement = 'all'", "server_version = '1'", "max_connections = 5"]
 )

@@ -74,13 +74,6 @@ SESSION_STATE = re.compile(
     rb"SET |set_config|sets_behind|PREPARE|TEMP|LISTEN|advisory|HOLD|nextval|shifting"
 )
 
-#: Scripts after which the proxy expects an answer too many; see the last test.
-MISCOUNTED = (
-    "copy in, extended, with an early sync",
-    "copy in, extended, with an early sync, bad row",
-    "copy in, flush and sync amid data",
-)
-
 #: What a lane sends: a script, in parts.
 Parts = tuple[Script, list[bytes]]
 
@@ -216,8 +209,6 @@ def names_in(family: ModuleType, mode: PoolMode) -> list[str]:
 
 
 def is_certain(name: str, mode: PoolMode) -> bool:
-    if name in MISCOUNTED:
-        return False
     known = difference(name, mode)
     if known is not None and known.extent is not Extent.SOURCE:
         return False
@@ -398,10 +389,3 @@ def test_an_answer_cut_on_its_way_from_postgres_is_passed_on_the_same(
         lanes.close()
     for number, (name, answer) in enumerate(zip(names, answers, strict=True)):
         assert answer == expected[number][number % LANES], name
-
-
-@pytest.mark.xfail(strict=True, reason="it goes on to wait for the first Sync's answer")
-def test_a_sync_that_comes_amid_copy_is_not_waited_for(lanes: Lanes) -> None:
-    """Postgres ignores it there (manual 55.2.6)."""
-    name = MISCOUNTED[0]
-    lanes.references([SCRIPTS[name]])
