@@ -137,6 +137,8 @@ cdef class ClientCore(Borrower):
         if self.phase == CLIENT_QUEUED:
             if self.server is None:
                 return 0
+            if self.is_broken:
+                return self.gone()
             self.phase = CLIENT_READY
             self.queued += self.reactor.now - self.waiting_since
             self.waiting_since = 0

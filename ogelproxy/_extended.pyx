@@ -347,11 +347,18 @@ cdef class ExtendedClient(NamingClient):
             reply.fingerprint = statement.fingerprint
             reply.complexity = statement.complexity
             self.server.flags |= statement.flags & FLAG_TRANSACTION
-            if statement.flags & (FLAG_DEALLOCATE | FLAG_DISCARD):
-                self.names_change = self.server.replies.pushed()
         else:
             reply.complexity = 100
         self.reactor.gather.emit(p, size)
+        if (
+            self.shares_names
+            and statement is not None
+            and statement.flags & (FLAG_DEALLOCATE | FLAG_DISCARD)
+        ):
+            # It may drop names that the rest of the batch gives or uses: what they
+            # mean then waits for its answer, so that has to come before the Sync.
+            self.names_doubt = self.server.replies.pushed()
+            self.reactor.gather.copy(b"H\0\0\0\4", HEADER)
         return size
 
     cdef Py_ssize_t on_describe(self, const char* p, Py_ssize_t size) except -1:

@@ -210,6 +210,10 @@ cdef class Lendable(Pooled):
             self.dirt |= self.probing & (STATE | FLAG_ANY_SETTING)
         if query is None:
             self.probing = 0
+            if client.touched is not None and self.pool.mode != MODE_AUTO:
+                # More than is followed: it goes with the loan.
+                self.dirt |= FLAG_ANY_SETTING
+            client.touched = None
             return False
         client.touched = None
         self.unnamed_serial = 0

@@ -5,10 +5,11 @@ what was asked says which reply comes next, what ends it, to whom it goes and
 what it counts as. Rules only: `_relay` fills and empties it.
 """
 
-from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_XDECREF
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
+
+from ogelproxy._statements cimport Rewriting
 
 
 cdef class Replies:
@@ -63,15 +64,19 @@ cdef class Replies:
     cdef Reply* at(self, uint32_t index) noexcept:
         return self.ring + ((self.first + index) & (self.capacity - 1))
 
-    cdef int refuse_next(self, bytes error) except -1:
-        """Have the error of the reply behind the first replaced by `error`."""
+    cdef int refuse_query(self, bytes error) except -1:
+        """Have the error of the client's next query replaced by `error`."""
+        cdef Rewriting rewriting
         cdef Reply* reply
-        if self.count > 1:
-            reply = self.at(1)
-            Py_XDECREF(reply.thing)
-            Py_INCREF(error)
-            reply.thing = <PyObject*> error
-            reply.action = REPLY_REFUSE
+        cdef uint32_t index
+        for index in range(1, self.count):
+            reply = self.at(index)
+            if reply.action != REPLY_SKIP and reply.is_rewritten:
+                rewriting = <Rewriting> <object> reply.thing
+                if rewriting.refusal is None:
+                    # What fails behind the first fails because of it.
+                    rewriting.refusal = error
+                break
         return 0
 
     cdef void pop(self) noexcept:

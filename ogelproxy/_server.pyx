@@ -127,8 +127,11 @@ cdef class ServerCore(Lendable):
                 else:
                     step = size
                 if kind == b"D" and is_probe:
+                    self.body_dropped = True
                     if client is not None:
-                        self.pool.answered(self, client, p[i + HEADER:i + step])
+                        # Settings too long to be kept are as good as unknown.
+                        row = p[i + HEADER:i + step] if step == size else None
+                        self.pool.answered(self, client, row)
                 elif kind == b"D" or kind == b"d":
                     self.rows += 1
                     self.pass_on(p + i, step, head)
@@ -185,6 +188,11 @@ cdef class ServerCore(Lendable):
             self.in_copy = True
             if kind == b"G" and head != NULL:
                 self.copy_begun()
+                if self.ignores_sync and (
+                    self.client is None or self.client.is_leaving
+                ):
+                    self.pass_on(p, size, head)
+                    return self.data_missing()
         elif kind == b"S":
             if p[HEADER:size] in self.host.misleading_statuses:
                 self.host.lexer_changed(self.client)
@@ -209,6 +217,15 @@ cdef class ServerCore(Lendable):
             self.replies.pop()
         elif kind in b"123n" and asked != ASKED_QUERY:
             raise ProtocolViolation(f"unexpected message {chr(kind)!r}", by="server")
+        return 0
+
+    cdef int data_missing(self) except -1:
+        """End a COPY IN whose data will never come: its client said goodbye."""
+        if self.client is not None:
+            self.client.flush_gather()
+            return self.client.left()
+        self.phase = SERVER_CLOSED
+        self.host.abandon(self, True)
         return 0
 
     cdef int fakes(self) except -1:
@@ -310,12 +327,16 @@ cdef class ServerCore(Lendable):
                 self.is_retiring = True
         elif head.action == REPLY_SKIP and head.thing != NULL and (
             head.asked == ASKED_QUERY
+            or head.asked == ASKED_PARSE and self.replies.count > 1
+            # In no batch of the client's: with a Sync of its own.
+            and self.replies.at(1).asked == ASKED_SYNC
+            and self.replies.at(1).action == REPLY_SKIP
         ):
             # A PREPARE sent again failed: so does what was to run the statement.
             naming = <Naming> <object> head.thing
             self.prepared.pop(naming.after, None)
             self.body_dropped = True
-            self.replies.refuse_next(p[:size])
+            self.replies.refuse_query(p[:size])
         elif head.action in (REPLY_SKIP, REPLY_RESTORE) and head.asked == ASKED_QUERY:
             # A setting or a reset of ours failed: the state can't be known.
             self.settings = None
@@ -326,7 +347,12 @@ cdef class ServerCore(Lendable):
         else:
             head.action = REPLY_FORWARD
             rewriting = <Rewriting> <object> head.thing if head.is_rewritten else None
-            if self.client is not None and (
+            if rewriting is not None and rewriting.refusal is not None:
+                self.bytes_out += len(rewriting.refusal)
+                self.reactor.gather.copy(
+                    PyBytes_AS_STRING(rewriting.refusal), len(rewriting.refusal)
+                )
+            elif self.client is not None and (
                 rewriting is not None or memmem(p, size, b"o7s_", 4) != NULL
             ):
                 # It speaks of a statement, or of a place, by the server's name.
@@ -390,7 +416,7 @@ cdef class ServerCore(Lendable):
                 continue
             if naming.after is not None:
                 self.prepared.pop(naming.after, None)
-            else:
+            elif rewriting.refusal is None:
                 self.prepared[naming.before] = None
             undone.append(naming)
         if self.client is not None:
@@ -428,7 +454,7 @@ cdef class ServerCore(Lendable):
             client.traffic.transaction_seconds += self.last_done - self.transaction_at
         self.replies.pop()
         if self.replies.count == 0 and self.status == b"I":
-            self.flags &= ~<uint32_t> FLAG_TRANSACTION
+            self.flags &= ~<uint32_t> (FLAG_SET_LOCAL | FLAG_TRANSACTION)
         return 0
 
     cpdef int lose(self) except -1:

@@ -46,6 +46,7 @@ cdef class Rewriting:
     cdef list namings                 # (Naming, index of its statement in the query)
     cdef list replaced                # protocol.sql.Replaced, in their order
     cdef int completed                # statements that were
+    cdef bytes refusal                # ErrorResponse of what it lacked, or None
 
 
 cdef Naming change_name(bytes name, Statement before, Statement after)

@@ -294,6 +294,9 @@ class Pool(PoolCore):
 
     def question(self, server: Server, client: Client, flags: int) -> bytes | None:
         touched = client.touched or frozenset()
+        if "session_authorization" in touched:
+            # It resets the role as well, however it is set.
+            touched = touched | {"role"}
         if sql.ALL in touched:
             names = dict(client.settings.items) | dict(client.startup.items)
             touched = (touched - {sql.ALL}) | names.keys()

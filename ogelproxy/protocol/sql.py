@@ -140,28 +140,27 @@ def settings_changed(text: bytes) -> frozenset[str] | None:
     if len(text) > MAX_TEXT:
         return None
     found = list(tokens(text))
-    names: set[str] = set()
+    names: set[str | None] = set()
     at_start = True
     for index, token in enumerate(found):
         word = token.word
         if at_start and word in ("set", "reset", "discard"):
             names.update(_set_names(word, found[index + 1 : index + 5]))
         elif token.text.lower().strip('"') == "set_config":
-            name = _set_config_name(found[index + 1 :])
-            if name is None:
-                return None
-            names.add(name)
+            names.add(_set_config_name(found[index + 1 :]))
         elif token.text.lower().strip('"') == "pg_settings" and any(
             each.word == "update" for each in found[:index]
         ):
             return None
         at_start = word == ";"
-    if "seed" in names:
+    known = frozenset(name for name in names if name is not None)
+    # Which letters those that aren't ASCII are hangs on the client's encoding.
+    if None in names or "seed" in known or not all(map(str.isascii, known)):
         return None
-    return frozenset(names - TRANSIENT)
+    return known - TRANSIENT
 
 
-def _set_names(verb: str, rest: list[Token]) -> Iterator[str]:
+def _set_names(verb: str, rest: list[Token]) -> Iterator[str | None]:
     """Yield what a SET, RESET or DISCARD names; nothing for a local one."""
     words = [token.word for token in rest] + [""] * 4
     if verb == "discard":
@@ -190,10 +189,12 @@ def _set_names(verb: str, rest: list[Token]) -> Iterator[str]:
     yield _dotted(rest)
 
 
-def _dotted(rest: list[Token]) -> str:
-    """Read a setting's name, such as work_mem or "my".setting."""
+def _dotted(rest: list[Token]) -> str | None:
+    """Read a setting's name, such as work_mem or "my".setting; None with escapes."""
     parts = []
     for index, token in enumerate(rest):
+        if token.text[:2].lower() == "u&":
+            return None
         if index % 2 == 0 and token.kind in ("name", "quoted"):
             parts.append(identifier(token).decode("utf-8", "replace").lower())
         elif index % 2 == 0 or token.text != ".":
@@ -225,7 +226,8 @@ def _set_config_name(rest: list[Token]) -> str | None:
     name = arguments[0]
     if name and name[0].kind == "string" and name[0].text.startswith("'"):
         # What may follow is a cast: 'work_mem'::text.
-        if len(name) == 1 or name[1].text == ":":
+        cast = [token.text for token in name[1:3]] + [token.kind for token in name[3:]]
+        if not cast or cast == [":", ":", "name"]:
             return name[0].text[1:-1].replace("''", "'").lower()
     return None
 
