@@ -56,6 +56,5 @@ cdef class Replies:
     cdef Reply* last(self) noexcept
     cdef uint64_t pushed(self) noexcept
     cdef Reply* at(self, uint32_t index) noexcept
-    cdef int refuse_query(self, bytes error) except -1
     cdef void pop(self) noexcept
     cdef void clear(self) noexcept

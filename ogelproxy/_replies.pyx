@@ -9,8 +9,6 @@ from cpython.ref cimport Py_XDECREF
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from ogelproxy._statements cimport Rewriting
-
 
 cdef class Replies:
 
@@ -63,21 +61,6 @@ cdef class Replies:
 
     cdef Reply* at(self, uint32_t index) noexcept:
         return self.ring + ((self.first + index) & (self.capacity - 1))
-
-    cdef int refuse_query(self, bytes error) except -1:
-        """Have the error of the client's next query replaced by `error`."""
-        cdef Rewriting rewriting
-        cdef Reply* reply
-        cdef uint32_t index
-        for index in range(1, self.count):
-            reply = self.at(index)
-            if reply.action != REPLY_SKIP and reply.is_rewritten:
-                rewriting = <Rewriting> <object> reply.thing
-                if rewriting.refusal is None:
-                    # What fails behind the first fails because of it.
-                    rewriting.refusal = error
-                break
-        return 0
 
     cdef void pop(self) noexcept:
         cdef Reply* reply = self.ring + self.first

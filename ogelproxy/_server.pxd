@@ -13,6 +13,7 @@ cdef class ServerCore(Lendable):
     cdef int error(self, const char* p, Py_ssize_t size, Reply* head) except -1
     cdef int complete(self, const char* p, Py_ssize_t size, Reply* head) except -1
     cdef int data_missing(self) except -1
+    cdef int refuse_query(self, bytes error) except -1
     cdef int undo(self, Rewriting rewriting) except -1
     cdef int ready(self, const char* p, Py_ssize_t size) except -1
     cpdef int lose(self) except -1

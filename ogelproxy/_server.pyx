@@ -336,7 +336,7 @@ cdef class ServerCore(Lendable):
             naming = <Naming> <object> head.thing
             self.prepared.pop(naming.after, None)
             self.body_dropped = True
-            self.replies.refuse_query(p[:size])
+            self.refuse_query(p[:size])
         elif head.action in (REPLY_SKIP, REPLY_RESTORE) and head.asked == ASKED_QUERY:
             # A setting or a reset of ours failed: the state can't be known.
             self.settings = None
@@ -405,6 +405,21 @@ cdef class ServerCore(Lendable):
         elif self.replies.count == 0:
             # Its Sync will never come.
             self.is_retiring = True
+        return 0
+
+    cdef int refuse_query(self, bytes error) except -1:
+        """Have the error of the client's next query replaced by `error`."""
+        cdef Rewriting rewriting
+        cdef Reply* reply
+        cdef uint32_t index
+        for index in range(1, self.replies.count):
+            reply = self.replies.at(index)
+            if reply.action != REPLY_SKIP and reply.is_rewritten:
+                rewriting = <Rewriting> <object> reply.thing
+                if rewriting.refusal is None:
+                    # What fails behind the first fails because of it.
+                    rewriting.refusal = error
+                break
         return 0
 
     cdef int undo(self, Rewriting rewriting) except -1:
