@@ -126,7 +126,11 @@ class Question:
         )
 
     def _value(self, name: str) -> str:
-        value = f"pg_catalog.current_setting({quote(name)}, true)"
+        # In ASCII, whatever the client's encoding is.
+        value = (
+            "pg_catalog.encode(pg_catalog.convert_to("
+            f"pg_catalog.current_setting({quote(name)}, true), 'UTF8'), 'hex')"
+        )
         if not self.is_doubtful or name in ROLES or "." in name:
             return value
         return f"CASE WHEN {quote(name)} IN (SELECT name FROM changed) THEN {value} END"
@@ -139,7 +143,9 @@ class Question:
             if field != b"f":
                 pins |= flag
         values = {
-            name: None if field is None else field.decode("utf-8", "surrogateescape")
+            name: None
+            if field is None
+            else bytes.fromhex(field.decode()).decode("utf-8", "surrogateescape")
             for name, field in zip(self.settings, fields[len(self.pins) :], strict=True)
         }
         return pins, values
@@ -213,9 +219,23 @@ def restore(items: Mapping[str, str]) -> str:
 
 
 def quote(text: str) -> str:
-    """Quote a literal, safe whatever standard_conforming_strings says."""
+    """Quote a literal in ASCII.
+
+    Safe whatever standard_conforming_strings and client_encoding say.
+    """
     escaped = text.replace("\\", "\\\\").replace("'", "''")
+    if not escaped.isascii():
+        escaped = "".join(map(_escape, escaped))
     return f"E'{escaped}'"
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if code < 128:
+        return character
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that wasn't UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def quote_name(name: str) -> str:

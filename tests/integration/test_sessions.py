@@ -165,6 +165,29 @@ def test_undone_a_setting_is_what_it_was_at_the_start(
         assert value(client, "SHOW work_mem") == "6MB"
 
 
+def test_values_are_the_same_in_every_encoding(
+    tenant: Organization, mode: PoolMode, elsewhere: Elsewhere
+) -> None:
+    text = "é ü ß \\ '' 'x'"
+    show = "SELECT current_setting('app.name', true)"
+    with (
+        tenant.connect(str(mode), client_encoding="utf8") as one,
+        tenant.connect(str(mode), client_encoding="latin1") as two,
+        tenant.connect(str(mode), client_encoding="win1251") as three,
+    ):
+        for client in (one, two):
+            client.execute(
+                sql.SQL("SET app.name = {}").format(
+                    sql.Literal(text + client.info.encoding)
+                )
+            )
+        for _ in range(3):
+            for client in (one, two):
+                assert value(three, "SELECT 1") == 1
+                assert value(client, show) == text + client.info.encoding
+                elsewhere.move(client)
+
+
 def test_a_setting_that_may_not_be_made_ends_nobody(
     tenant: Organization, mode: PoolMode, elsewhere: Elsewhere
 ) -> None:
