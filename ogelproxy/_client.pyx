@@ -43,6 +43,10 @@ cdef bytes FAILING_EXECUTE = b"E\0\0\0\x14o7s:refused\0\0\0\0\0"
 cdef bytes FAILING_QUERY = b"Q\0\0\0\x10o7s:refused\0"
 
 
+cdef enum:
+    MAX_TOUCHED = 256  # names of settings kept; more than are followed
+
+
 cdef object unknown_message(char kind):
     return ProtocolViolation(f"invalid frontend message type {<uint8_t> kind}")
 
@@ -406,7 +410,7 @@ cdef class ClientCore(Borrower):
                 self.server.was_reset = True
             if names is None:
                 flags |= FLAG_ANY_SETTING
-            elif names:
+            elif names and (self.touched is None or len(self.touched) < MAX_TOUCHED):
                 self.touched = names if self.touched is None else self.touched | names
             elif sets:
                 # Until the transaction ends only.

@@ -316,22 +316,24 @@ class Pool(PoolCore):
 
     def answered(self, server: Server, client: Client, row: bytes | None) -> None:
         question = server.question
-        if row is None:
-            # Not even that could be told: it stays with its server.
+        items = dict(client.settings.items)
+        if row is not None:
+            pins, values = question.read(row)
+            for name, value in values.items():
+                items.pop(name, None)
+                if value is not None:
+                    items[name] = value
+        size = sum(len(name) + len(value) for name, value in items.items())
+        if row is None or size > sessions.MAX_FOLLOWED_BYTES:
+            # It couldn't be told, or is too much: it stays with its server.
             if self.mode == MODES[PoolMode.AUTO]:
                 self._hold(client, client.held_by | Flag.ANY_SETTING)
             else:
                 server.is_retiring = True
             return
-        pins, values = question.read(row)
         asked = sum(question.pins)
         self._hold(client, client.held_by & ~asked | pins)
         if values:
-            items = dict(client.settings.items)
-            for name, value in values.items():
-                items.pop(name, None)
-                if value is not None:
-                    items[name] = value
             client.settings = server.settings = self._intern(items)
 
     def _hold(self, client: Client, flags: int) -> None:

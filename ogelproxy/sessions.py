@@ -17,6 +17,7 @@ from ogelproxy.protocol import messages
 
 #: Settings that are followed for one client; one that changes more is pinned.
 MAX_FOLLOWED = 64
+MAX_FOLLOWED_BYTES = 65_536
 
 #: State by its flag: why a client is pinned, and how its server tells that it is.
 #: Every object in the temporary schema depends on it (manual 52.18), which is
