@@ -410,8 +410,11 @@ cdef class ClientCore(Borrower):
                 self.server.was_reset = True
             if names is None:
                 flags |= FLAG_ANY_SETTING
-            elif names and (self.touched is None or len(self.touched) < MAX_TOUCHED):
-                self.touched = names if self.touched is None else self.touched | names
+            elif names:
+                if self.touched is None:
+                    self.touched = names
+                elif len(self.touched) < MAX_TOUCHED:
+                    self.touched |= names
             elif sets:
                 # Until the transaction ends only.
                 flags &= ~<uint32_t> (FLAG_SET | FLAG_SET_CONFIG | FLAG_ROLE)
