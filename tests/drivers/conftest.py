@@ -22,7 +22,6 @@ WAYS = ("direct", "session", "transaction", "auto")
 _LISTEN = "LISTEN is refused beside other statements, which run on a shared server"
 _TEMPORARY = "temporary objects end with the transaction's loan of a server"
 _LOCK = "a session's advisory lock ends with the transaction's loan of a server"
-_OPTIONS = "options win over the start-up packet's own settings"
 
 #: Test, way, reason: what transaction pooling can't carry from one transaction
 #: to the next (auto mode keeps the server instead).
@@ -50,9 +49,6 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("sqlx: temporary table", "transaction", _TEMPORARY),
     ("sqlx: advisory lock", "transaction", _LOCK),
     ("sqlx: listener", "transaction", _LISTEN),
-    ("sqlx: start-up settings", "session", _OPTIONS),
-    ("sqlx: start-up settings", "transaction", _OPTIONS),
-    ("sqlx: start-up settings", "auto", _OPTIONS),
 )
 
 
