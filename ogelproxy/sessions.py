@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ogelproxy._fingerprint import Flag
+from ogelproxy.errors import ProtocolViolation
 from ogelproxy.protocol import messages
 
 #: Settings that are followed for one client; one that changes more is pinned.
@@ -138,17 +139,22 @@ class Question:
 
     def read(self, row: bytes) -> tuple[int, dict[str, str | None]]:
         """Read the body of the answering DataRow: pins left, and values."""
-        fields = messages.read_row(row)
-        pins = 0
-        for flag, field in zip(self.pins, fields, strict=False):
-            if field != b"f":
-                pins |= flag
-        values = {
-            name: None
-            if field is None
-            else bytes.fromhex(field.decode()).decode("utf-8", "surrogateescape")
-            for name, field in zip(self.settings, fields[len(self.pins) :], strict=True)
-        }
+        try:
+            fields = messages.read_row(row)
+            pins = 0
+            for flag, field in zip(self.pins, fields, strict=False):
+                if field != b"f":
+                    pins |= flag
+            values = {
+                name: None
+                if field is None
+                else bytes.fromhex(field.decode()).decode("utf-8", "surrogateescape")
+                for name, field in zip(
+                    self.settings, fields[len(self.pins) :], strict=True
+                )
+            }
+        except ValueError as error:
+            raise ProtocolViolation("not what was asked", by="server") from error
         return pins, values
 
 
