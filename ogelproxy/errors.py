@@ -17,7 +17,8 @@ known here.
     ├── ListenerLost         TooManyNotifications
     ├── ProtocolViolation    NotSupported        FeatureNotIncluded
     ├── ControlUnavailable   OperationRefused    SecretUnreadable
-    └── ConfigInvalid        EmbeddedFailed      SpoolUnusable       InternalError
+    ├── ConfigInvalid        EmbeddedFailed      SpoolUnusable
+    └── LineFailed           InternalError
 """
 
 from __future__ import annotations
@@ -400,6 +401,14 @@ class SpoolUnusable(OgelError):
     sqlstate = "58030"
     kind = "internal"
     client_text = "usage can't be recorded"
+
+
+class LineFailed(OgelError):
+    """Another process of this machine didn't answer, or couldn't be asked."""
+
+    code = "line_failed"
+    kind = "internal"
+    client_text = "the proxy's processes can't reach each other"
 
 
 class InternalError(OgelError):

@@ -29,6 +29,7 @@ ROWS = (
         "_usage",
         "logs",
         "circuit",
+        "line",
     ),
     ("_reactor", "_statements", "protocol", "settings", "embedded"),
     ("_pool", "tenants.model"),
