@@ -159,6 +159,9 @@ class Redis(Section):
     url: Secret | None = Field(
         None, description="Redis or Valkey; unset for one process."
     )
+    timeout: float = Field(
+        1.0, ge=0.05, le=30, description="Seconds that one answer may take."
+    )
 
 
 class Pool(Section):
@@ -223,6 +226,15 @@ class Limits(Section):
         ge=0,
         le=300,
         description="Seconds a query inside an open transaction waits for a token.",
+    )
+    floor: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="Share of each limit that needs no Redis; 0 refuses without it.",
+    )
+    max_hosts: int = Field(
+        16, ge=1, le=64, description="Processes that this share is split among."
     )
 
 

@@ -37,6 +37,7 @@ from ogelproxy.listener import Listener, load_tls
 from ogelproxy.login import Login
 from ogelproxy.metrics import CounterSample, GaugeSample, LatencySample, Metrics
 from ogelproxy.pool import Pool
+from ogelproxy.redis import Redis
 from ogelproxy.relay import Relay
 from ogelproxy.router import Router
 from ogelproxy.tenants.directory import Directory, TenantDirectory
@@ -79,6 +80,7 @@ class Engine:
         self._given_directory = directory
         self._given_sinks = sinks
         self._store: Store | None = None
+        self._redis: Redis | None = None  # while started, where one is configured
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
         self._is_started = False
@@ -107,6 +109,8 @@ class Engine:
     async def _start(self) -> None:
         config = self.config
         tls = load_tls(config.tls)
+        if config.redis.url is not None:
+            self._redis = Redis(config.redis)
         directory, sinks = await self._open_control()
         self.directory = directory
         self._meter = Meter(config.usage, sinks, clock=self._clock)
@@ -164,6 +168,9 @@ class Engine:
         )
         self._login.tls = tls
         directory.subscribe(self._tenant_changed)
+        if self._redis is not None:
+            # Everything that hears a channel has said so by now.
+            await self._redis.start()
         await directory.start()
         self._listener = Listener(config, self._login, self._relay)
         self._listener.open()
@@ -241,6 +248,9 @@ class Engine:
         for name in ("_admin", "_console", "_relay", "_meter", "directory"):
             if (part := getattr(self, name, None)) is not None:
                 await part.stop()
+        if self._redis is not None:
+            await self._redis.stop()
+            self._redis = None
         if self._store is not None:
             await self._store.close()
             self._store = None
@@ -278,6 +288,12 @@ class Engine:
     def is_ready(self) -> bool:
         return self._is_started and not self._is_draining
 
+    @property
+    def _redis_state(self) -> str:
+        if self._redis is None:
+            return "none"
+        return "up" if self._redis.is_up else "away"
+
     def status(self) -> Mapping[str, Any]:
         """A picture of the engine for operators, without secrets."""
         reasons = ["draining"] if self._is_draining else []
@@ -285,6 +301,7 @@ class Engine:
             "ready": self.is_ready,
             "reasons": reasons,
             "control_plane": "degraded" if self.directory.is_degraded else "up",
+            "redis": self._redis_state,
             "usage_spool": "nearly full" if self._meter.is_nearly_full else "ok",
             "draining": self._is_draining,
             "clients": self._relay.client_count,
@@ -324,6 +341,8 @@ class Engine:
             )
         yield GaugeSample("o7s_tenants_cached", {}, len(self.directory))
         yield GaugeSample("o7s_control_up", {}, not self.directory.is_degraded)
+        if self._redis is not None:
+            yield GaugeSample("o7s_redis_up", {}, self._redis.is_up)
         meter = self._meter
         yield GaugeSample("o7s_usage_spooled_batches", {}, meter.spooled_count)
         yield CounterSample(

@@ -354,6 +354,15 @@ class ControlUnavailable(OgelError):
     client_text = "the proxy can't look up your organisation now, try again"
 
 
+class RedisUnavailable(OgelError):
+    """Redis did not answer, or refused; what was asked of it may have been done."""
+
+    code = "redis_unavailable"
+    sqlstate = "57P03"
+    kind = "control"
+    client_text = "the proxy can't check your limits now, try again"
+
+
 class OperationRefused(OgelError):
     """What an operator asked for is unknown, exists already or is not allowed."""
 

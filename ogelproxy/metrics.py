@@ -81,6 +81,7 @@ GAUGES = {
     "o7s_tenants_cached": Declared("Tenant records in memory."),
     "o7s_usage_spooled_batches": Declared("Usage batches waiting for delivery."),
     "o7s_control_up": Declared("Whether the control plane answers: 1 or 0."),
+    "o7s_redis_up": Declared("Whether Redis answers: 1 or 0."),
 }
 DECLARED = COUNTERS | GAUGES
 

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "ogelproxy"
 #: above it; modules of one row don't see each other, those of one package do.
 ROWS = (
     ("errors",),
-    ("config", "metrics"),
+    ("config", "metrics", "keys"),
     (
         "_wire",
         "_bucket",
@@ -31,7 +31,7 @@ ROWS = (
         "circuit",
         "line",
     ),
-    ("_reactor", "_statements", "protocol", "settings", "embedded"),
+    ("_reactor", "_statements", "protocol", "settings", "embedded", "redis"),
     ("_pool", "tenants.model"),
     ("_loan", "tenants", "auth", "gate", "limiter", "usage", "traffic"),
     ("_server", "_client", "demo"),
@@ -58,7 +58,7 @@ PARTS = {"_statement": "_fingerprint"}
 #: Drivers and their places; whatever else a module needs is its own business.
 DRIVERS = {
     "asyncpg": {"tenants.store"},
-    "redis": {"engine", "backends.redis"},
+    "redis": {"redis", "backends.redis"},
     "motor": {"usage.mongodb", "backends.mongodb"},
     "pymongo": {"usage.mongodb", "backends.mongodb"},
     "prometheus_client": {"metrics"},
@@ -106,19 +106,21 @@ def runtime_imports(tree: ast.AST) -> Iterator[str]:
 
 
 def imports(module: str) -> set[str]:
-    """The dotted names that a module imports, ours without the package's name."""
+    """The dotted names that a module imports, as they are written."""
     names = set()
     for path in SOURCES[module]:
         if path.suffix == ".py":
             names |= set(runtime_imports(ast.parse(path.read_text())))
         else:
             names |= set(IMPORT.findall(path.read_text()))
-    return {name.removeprefix("ogelproxy.") for name in names}
+    return names
 
 
 def ours(name: str) -> str | None:
     """The module of ours that a dotted name is or lies in, or None."""
-    parts = [PARTS.get(part, part) for part in name.split(".")]
+    if not name.startswith("ogelproxy."):
+        return None
+    parts = [PARTS.get(part, part) for part in name.split(".")[1:]]
     for length in range(len(parts), 0, -1):
         found = ".".join(parts[:length])
         if found in SOURCES:

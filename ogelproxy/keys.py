@@ -1,0 +1,28 @@
+"""Every key and channel that ogelproxy uses in Redis, spelled once.
+
+Redis is a cache and a meeting point: losing all of it loses nothing but warmth.
+"""
+
+from __future__ import annotations
+
+#: Hash: which hosts may mint a part of every limit without asking (`limiter`).
+HOSTS = "o7s:hosts"
+#: Channel: organisations that changed, as ``HANDLE VERSION`` (`tenants`).
+CHANGES = "o7s:changes"
+#: Channel: cancel requests for clients of other machines (`cancel`).
+CANCELS = "o7s:cancels"
+
+
+def tier(handle: str) -> str:
+    """The cached record of an organisation (`tenants`)."""
+    return f"tier:{handle}"
+
+
+def connections(handle: str) -> str:
+    """Hash: the connections of an organisation, by host (`gate`)."""
+    return f"connections:{handle}"
+
+
+def ratelimit(handle: str) -> str:
+    """Hash: the bucket of an organisation and the leases on it (`limiter`)."""
+    return f"ratelimit:{handle}"
