@@ -334,12 +334,12 @@ class Config(Section):
             for setting in cls.settings()
         }
         # Names for the test suite and the embedded stack share the prefix.
-        reserved = (f"{PREFIX}TEST_", f"{PREFIX}PG_BIN", f"{PREFIX}DEBUG")
+        reserved = ("TEST_", "PG_BIN", "VALKEY_BIN", "DEBUG", "SANITIZE")
         for name, value in environ.items():
             if name in names:
                 found.append((names[name], value))
             elif name.startswith(PREFIX) and not name.startswith(
-                (*reserved, f"{PREFIX}SANITIZE")
+                tuple(PREFIX + word for word in reserved)
             ):
                 raise ConfigInvalid(f"{name}: no such setting")
         return found

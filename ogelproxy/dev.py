@@ -28,9 +28,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ogelproxy.auth import apikey
+from ogelproxy.child import is_free
 from ogelproxy.config import Admin, Config, Control, Listen, Pool, Secret, Tls, Usage
 from ogelproxy.demo import ORGANIZATIONS, DemoOrganization, Seeder
-from ogelproxy.embedded import EmbeddedPostgres, is_free
+from ogelproxy.embedded import EmbeddedPostgres
 from ogelproxy.engine import Engine
 from ogelproxy.errors import EmbeddedFailed
 from ogelproxy.tenants.model import OPERATORS
