@@ -56,8 +56,8 @@ class LimiterMode(enum.StrEnum):
 class Tier:
     """One row of ``platform.tier_limits``: what a plan allows and costs.
 
-    ``None`` means without limit (`max_databases`) or not for sale
-    (the two overage prices).
+    ``None`` means without limit (`max_databases`, `max_in_flight`) or not for
+    sale (the two overage prices).
     """
 
     name: str
@@ -75,6 +75,8 @@ class Tier:
     statement_timeout: float = 0.0  # seconds; 0 is without limit
     idle_in_transaction_timeout: float = 0.0  # seconds; 0 is without limit
     work_mem_kb: int = 4096
+    weight: int = 1  # share of server connections, where they are short
+    max_in_flight: int | None = None  # clients with a query or transaction under way
 
     @property
     def bucket_capacity(self) -> float:

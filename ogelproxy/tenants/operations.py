@@ -52,6 +52,8 @@ TIER_LIMITS = {
     "statement_timeout": "double precision",
     "idle_in_transaction_timeout": "double precision",
     "work_mem_kb": "integer",
+    "weight": "integer",
+    "max_in_flight": "integer",
 }
 
 DSN_SCHEMES = {

@@ -387,6 +387,8 @@ def _tier(row: Row) -> Tier:
         statement_timeout=row["statement_timeout"],
         idle_in_transaction_timeout=row["idle_in_transaction_timeout"],
         work_mem_kb=row["work_mem_kb"],
+        weight=row["weight"],
+        max_in_flight=row["max_in_flight"],
     )
 
 

@@ -205,8 +205,11 @@ def test_a_tiers_limit_is_set_for_all_its_organisations(terminal: Terminal) -> N
     terminal.type("org create org_a")
     terminal.type("tier set free max_connections 6")
     terminal.type("tier set free max_databases none")
+    terminal.type("tier set free max_in_flight none")
+    terminal.type("tier set free weight 7")
     tier = terminal.tenant("org_a").tier
     assert (tier.max_connections, tier.max_databases) == (6, None)
+    assert (tier.max_in_flight, tier.weight) == (None, 7)
     assert "invalid input" in terminal.refusal("tier set free max_connections many")
     assert [row["name"] for row in terminal.read("tier list")] == [
         "free",
