@@ -138,7 +138,7 @@ def _addresses(engine: Engine) -> dict[str, str]:
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--tls", "has_tls", is_flag=True, help="Offer a self-signed certificate.")
 def dev(port: int, admin_port: int, state: Path, workers: int, has_tls: bool) -> None:
-    """Run the proxy with a Postgres and demo organisations of its own."""
+    """Run the proxy with a Postgres, a Valkey and demo organisations of its own."""
     if workers != 1:
         raise EmbeddedFailed(f"--workers {workers}: only one worker is supported")
     configure(Log(level="warning"))

@@ -1,8 +1,8 @@
 """DevStack: everything `ogelproxy dev` runs, in one process and one directory.
 
 Owns the state directory (lock, secrets, certificate, dev.json), the embedded
-Postgres, the demo organisations and the Engine in front of them; started and
-stopped as one. Signals, arguments and what is shown belong to `cli`.
+Postgres and Valkey, the demo organisations and the Engine in front of them; started
+and stopped as one. Signals, arguments and what is shown belong to `cli`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ogelproxy.auth import apikey
-from ogelproxy.child import is_free
+from ogelproxy.child import Child, is_free
 from ogelproxy.config import Admin, Config, Control, Listen, Pool, Secret, Tls, Usage
 from ogelproxy.demo import ORGANIZATIONS, DemoOrganization, Seeder
 from ogelproxy.embedded import EmbeddedPostgres
+from ogelproxy.embedded_valkey import EmbeddedValkey
 from ogelproxy.engine import Engine
 from ogelproxy.errors import EmbeddedFailed
 from ogelproxy.tenants.model import OPERATORS
@@ -78,7 +79,7 @@ class DevStack:
         self._report = report
         self._state = State(options.state)
         self._parts = contextlib.AsyncExitStack()  # what runs, in order of its start
-        self._postgres: EmbeddedPostgres | None = None  # set once it runs
+        self._children: list[Child] = []  # servers that run, in order of their start
         self._engine: Engine | None = None  # set once it runs
         self.databases: list[DemoDatabase] = []
         self.console_url = ""  # of the operators' console, once it runs
@@ -108,20 +109,23 @@ class DevStack:
         """
         assert self._engine is not None
         asked = asyncio.create_task(self._engine.stop_asked.wait())
-        broken = asyncio.create_task(self._wait_broken())
+        broken = [
+            asyncio.create_task(self._wait_broken(child)) for child in self._children
+        ]
         try:
-            await asyncio.wait([asked, broken], return_when=asyncio.FIRST_COMPLETED)
-            if broken.done():
-                broken.result()
+            done, _ = await asyncio.wait(
+                [asked, *broken], return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
         finally:
-            asked.cancel()
-            broken.cancel()
+            for task in (asked, *broken):
+                task.cancel()
 
-    async def _wait_broken(self) -> NoReturn:
-        assert self._postgres is not None
-        status = await self._postgres.wait_ended()
+    async def _wait_broken(self, child: Child) -> NoReturn:
+        status = await child.wait_ended()
         raise EmbeddedFailed(
-            f"Postgres ended unexpectedly (status {status}): see {self._postgres.log}"
+            f"{child.title} ended unexpectedly (status {status}): see {child.log}"
         )
 
     @property
@@ -157,9 +161,7 @@ class DevStack:
             port=kept["postgres_port"],
             settings=POSTGRES_SETTINGS,
         )
-        parts.push_async_callback(postgres.stop)
-        await postgres.start()
-        self._postgres = postgres
+        await self._start_child(postgres, parts)
         control = Control(
             database_url=Secret(postgres.local_dsn(CONTROL_DATABASE)),
             secret_key=Secret(kept["secret_key"]),
@@ -168,6 +170,15 @@ class DevStack:
             postgres_port=postgres.port,
             database_url=postgres.local_dsn(CONTROL_DATABASE),
         )
+
+        self._report("Starting Valkey")
+        valkey = EmbeddedValkey(
+            state.directory / "valkey",
+            password=Secret(kept["valkey_password"]),
+            port=kept["valkey_port"],
+        )
+        await self._start_child(valkey, parts)
+        state.keep(valkey_port=valkey.port, redis_url=valkey.url)
 
         self._report("Seeding the control plane and the demo organisations")
         seeder = Seeder(postgres, control, kept["orgs"], kept["operator_key"])
@@ -185,6 +196,7 @@ class DevStack:
                 "listen": Listen(host=HOST, port=self._options.port),
                 "admin": Admin(host=HOST, port=self._options.admin_port),
                 "control": control,
+                "redis": given.redis.model_copy(update={"url": Secret(valkey.url)}),
                 "pool": Pool(**servers),
                 "usage": Usage(spool_dir=state.directory / "spool"),
                 "tls": state.certificate() if self._options.has_tls else Tls(),
@@ -204,12 +216,19 @@ class DevStack:
                 "port": port,
                 "admin_port": admin[1] if admin else None,
                 "postgres_url": postgres.dsn(CONTROL_DATABASE),
-                "redis_url": None,
+                "redis_url": valkey.url,
                 "mongodb_url": None,
                 "console_url": self.console_url,
                 "orgs": [self._described(each) for each in ORGANIZATIONS],
             }
         )
+
+    async def _start_child(
+        self, child: Child, parts: contextlib.AsyncExitStack
+    ) -> None:
+        parts.push_async_callback(child.stop)
+        await child.start()
+        self._children.append(child)
 
     def _url(self, user: str, key: str, port: int, database: str) -> str:
         suffix = "?sslmode=require" if self._options.has_tls else ""
@@ -295,27 +314,15 @@ class State:
         path = self.directory / "secrets.json"
         if path.exists():
             self.secrets = orjson.loads(path.read_bytes())
-            if "operator_key" not in self.secrets:  # made before there was a console
-                self.keep(operator_key=apikey.generate())
+            # One made before there was a console, or a Valkey, lacks theirs.
+            self.secrets = _new_secrets() | self.secrets
             return
         if (self.directory / "postgres" / "data").exists():
             raise EmbeddedFailed(
                 f"{path} is missing, and without it the data beside it can't be "
                 f"opened: remove {self.directory} to start afresh"
             )
-        self.keep(
-            postgres_password=secrets.token_urlsafe(24),
-            postgres_port=None,
-            secret_key=Fernet.generate_key().decode(),
-            operator_key=apikey.generate(),
-            orgs={
-                organization.handle: {
-                    "api_key": apikey.generate(),
-                    "role_password": secrets.token_urlsafe(24),
-                }
-                for organization in ORGANIZATIONS
-            },
-        )
+        self.keep(**_new_secrets())
 
     def keep(self, **values: Any) -> None:
         """Change `secrets` and its file, both or neither."""
@@ -366,6 +373,24 @@ class State:
         )
         _write_private(cert, made.public_bytes(serialization.Encoding.PEM))
         return Tls(cert=cert, key=key)
+
+
+def _new_secrets() -> dict[str, Any]:
+    return {
+        "postgres_password": secrets.token_urlsafe(24),
+        "postgres_port": None,
+        "valkey_password": secrets.token_urlsafe(24),
+        "valkey_port": None,
+        "secret_key": Fernet.generate_key().decode(),
+        "operator_key": apikey.generate(),
+        "orgs": {
+            organization.handle: {
+                "api_key": apikey.generate(),
+                "role_password": secrets.token_urlsafe(24),
+            }
+            for organization in ORGANIZATIONS
+        },
+    }
 
 
 def _json(value: dict[str, Any]) -> bytes:

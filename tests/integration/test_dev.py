@@ -16,10 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
+import psutil
 import psycopg
 import pytest
+import redis
 
 ORGANIZATIONS = ("free", "starter", "pro", "enterprise", "load")
+SERVERS = ("postgres", "valkey")
 SECOND_START_SECONDS = 2.0
 
 
@@ -94,6 +97,12 @@ def running(state: Path, *arguments: str) -> Iterator[Stack]:
             stack.stop()
 
 
+def server_ports(stack: Stack) -> dict[str, int]:
+    names = zip(SERVERS, ("postgres_url", "redis_url"), strict=True)
+    ports = {server: urlsplit(stack.description[name]).port for server, name in names}
+    return {server: port for server, port in ports.items() if port is not None}
+
+
 def ask(url: str, question: str) -> object:
     with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
         row = connection.execute(question.encode()).fetchone()
@@ -118,7 +127,7 @@ def stack() -> Iterator[Stack]:
 def test_dev_json_says_what_runs_and_is_private(stack: Stack) -> None:
     described = stack.description
     assert described["pid"] == stack.process.pid
-    assert described["redis_url"] is described["mongodb_url"] is None
+    assert described["mongodb_url"] is None
     assert [org["org"] for org in described["orgs"]] == [
         f"org_demo_{name}" for name in ORGANIZATIONS
     ]
@@ -142,6 +151,13 @@ def test_the_console_is_there_for_who_has_its_url(stack: Stack) -> None:
 def test_both_ports_of_dev_json_are_open(stack: Stack) -> None:
     for name in ("port", "admin_port"):
         socket.create_connection(("127.0.0.1", stack.description[name])).close()
+
+
+def test_the_valkey_of_dev_json_evicts_nothing(stack: Stack) -> None:
+    with redis.Redis.from_url(stack.description["redis_url"]) as client:
+        assert client.config_get("maxmemory-policy") == {
+            "maxmemory-policy": "noeviction"
+        }
 
 
 def test_the_urls_that_are_printed_are_those_of_dev_json(stack: Stack) -> None:
@@ -199,16 +215,17 @@ def test_a_second_stack_on_the_same_directory_is_refused(stack: Stack) -> None:
     assert stack.description["pid"] == stack.process.pid
 
 
-def test_no_secret_is_in_the_arguments_or_the_log_of_postgres(stack: Stack) -> None:
+def test_no_secret_is_in_the_arguments_or_the_log_of_a_server(stack: Stack) -> None:
     kept = orjson.loads((stack.state / "secrets.json").read_bytes())
-    words = [kept["postgres_password"], kept["secret_key"]]
+    words = [kept[f"{server}_password"] for server in SERVERS]
+    words += [kept["secret_key"]]
     words += [word for org in kept["orgs"].values() for word in org.values()]
-    pid = (stack.state / "postgres" / "data" / "postmaster.pid").read_text().split()[0]
-    arguments = Path(f"/proc/{pid}/cmdline").read_text()
-    log = (stack.state / "postgres" / "log").read_text()
+    children = psutil.Process(stack.process.pid).children()
+    assert len(children) == len(SERVERS)
+    seen = [" ".join(child.cmdline()) for child in children]
+    seen += [(stack.state / server / "log").read_text() for server in SERVERS]
     for word in words:
-        assert word not in arguments
-        assert word not in log
+        assert all(word not in text for text in seen)
 
 
 @pytest.mark.parametrize("option", ["--port", "--admin-port"])
@@ -238,29 +255,66 @@ def test_a_signal_stops_everything_that_was_started(
     state: Path, number: signal.Signals
 ) -> None:
     with running(state) as stack:
-        where = urlsplit(stack.description["postgres_url"])
+        ports = server_ports(stack)
         assert stack.stop(number) == 0
     assert not (state / "dev.json").exists()
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", where.port or 0))
+    for port in ports.values():
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
 
 
-def test_a_killed_stack_starts_again(state: Path) -> None:
+def test_a_killed_stack_takes_its_servers_along_and_starts_again(
+    state: Path,
+) -> None:
     with running(state) as first:
+        children = psutil.Process(first.process.pid).children()
         first.process.kill()
         first.process.communicate()
+    assert not psutil.wait_procs(children, timeout=20)[1]
     assert (state / "dev.json").exists()
     with running(state) as second:
         assert ask(second.url(), "SELECT 1") == 1
 
 
-def test_a_postgres_port_taken_meanwhile_is_given_up(state: Path) -> None:
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_server_that_ends_by_itself_ends_the_stack_with_its_name(
+    state: Path, server: str
+) -> None:
+    with running(state) as stack:
+        child = next(
+            each
+            for each in psutil.Process(stack.process.pid).children()
+            if each.name().startswith(server)
+        )
+        child.kill()
+        output, _ = stack.process.communicate(timeout=30)
+    assert stack.process.returncode == 1
+    said = f"{server.title()} ended unexpectedly (status -9): see {state / server}"
+    assert said in output
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_servers_port_taken_meanwhile_is_given_up(state: Path, server: str) -> None:
     with running(state) as first:
-        port = urlsplit(first.description["postgres_url"]).port
-        assert port is not None
+        port = server_ports(first)[server]
     with socket.create_server(("127.0.0.1", port)), running(state) as second:
-        assert urlsplit(second.description["postgres_url"]).port != port
+        assert server_ports(second)[server] != port
         assert ask(second.url(), "SELECT 1") == 1
+
+
+def test_a_stack_made_before_there_was_a_valkey_gets_one(state: Path) -> None:
+    with running(state) as first:
+        url = first.url()
+    path = state / "secrets.json"
+    kept = orjson.loads(path.read_bytes())
+    for name in ("valkey_password", "valkey_port", "redis_url"):
+        del kept[name]
+    path.write_bytes(orjson.dumps(kept))
+    with running(state) as second:
+        key = urlsplit(url).password
+        assert urlsplit(second.url()).password == key
+        with redis.Redis.from_url(second.description["redis_url"]) as client:
+            assert client.ping()
 
 
 def test_lost_secrets_are_a_sentence_and_not_a_hang(state: Path) -> None:
