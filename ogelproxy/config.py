@@ -34,6 +34,7 @@ PREFIX = "OGELPROXY_"
 WELL_KNOWN = {
     "DATABASE_URL": "control.database_url",
     "REDIS_URL": "redis.url",
+    "MONGODB_URL": "usage.mongodb_url",
     "JWT_SECRET": "auth.jwt_secret",
     "JWKS_URL": "auth.jwks_url",
     "O7S_PORT": "listen.port",
@@ -255,7 +256,14 @@ class Usage(Section):
         1_073_741_824, ge=16_777_216, description="Disk space that batches may take."
     )
     history_days: int = Field(
-        30, ge=1, le=3650, description="Days that the usage history is kept."
+        30,
+        ge=1,
+        le=3650,
+        description="Days that the usage history and analytics events are kept.",
+    )
+    mongodb_url: Secret | None = Field(
+        None,
+        description="MongoDB for history and events; the control plane when unset.",
     )
 
 

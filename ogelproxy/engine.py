@@ -46,6 +46,7 @@ from ogelproxy.tenants.store import Store
 from ogelproxy.tenants.vault import Vault
 from ogelproxy.traffic import TrafficBook
 from ogelproxy.usage import Meter
+from ogelproxy.usage.mongodb import MongoSink
 from ogelproxy.usage.sinks import MemorySink, PostgresSink, Sink
 
 log = logging.getLogger(__name__)
@@ -205,10 +206,18 @@ class Engine:
         directory = Directory(self._store, control, clock=self._clock)
         if self._given_sinks is not None:
             return directory, self._given_sinks
-        sink = PostgresSink(
-            self._store.pool, history_days=self.config.usage.history_days
-        )
-        return directory, [sink]
+        usage = self.config.usage
+        sinks: list[Sink] = [
+            PostgresSink(
+                self._store.pool,
+                usage.history_days,
+                keeps_history=usage.mongodb_url is None,
+            )
+        ]
+        if usage.mongodb_url is not None:
+            self._mongodb = MongoSink(usage.mongodb_url, usage.history_days)
+            sinks.append(self._mongodb)
+        return directory, sinks
 
     async def _mock_secret(self) -> bytes:
         # Without a control plane, stable for as long as the engine lives.
@@ -251,6 +260,9 @@ class Engine:
         if self._redis is not None:
             await self._redis.stop()
             self._redis = None
+        if self._mongodb is not None:
+            self._mongodb.close()
+            self._mongodb = None
         if self._store is not None:
             await self._store.close()
             self._store = None

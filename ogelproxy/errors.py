@@ -17,6 +17,7 @@ known here.
     ├── ListenerLost         TooManyNotifications
     ├── ProtocolViolation    NotSupported        FeatureNotIncluded
     ├── ControlUnavailable   OperationRefused    SecretUnreadable
+    ├── HistoryUnavailable
     ├── ConfigInvalid        EmbeddedFailed      SpoolUnusable
     └── LineFailed           InternalError
 """
@@ -361,6 +362,15 @@ class RedisUnavailable(OgelError):
     sqlstate = "57P03"
     kind = "control"
     client_text = "the proxy can't check your limits now, try again"
+
+
+class HistoryUnavailable(OgelError):
+    """MongoDB, where history and events are kept, can't be reached or refuses."""
+
+    code = "history_unavailable"
+    sqlstate = "57P03"
+    kind = "control"
+    client_text = "the usage history can't be reached now, try again"
 
 
 class OperationRefused(OgelError):

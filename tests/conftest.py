@@ -17,6 +17,7 @@ pytest_plugins = [
     "tests.fixtures.redis",
     "tests.fixtures.certificates",
     "tests.fixtures.engine",
+    "tests.fixtures.mongodb",
     "tests.fixtures.secured",
     "tests.fixtures.servers",
 ]

@@ -198,3 +198,25 @@ class UsageDay:
     vcpu_hours: float
     memory_gb_hours: float
     storage_gb: float  # the day's maximum
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotal:
+    """What one program used by one statement in one database, over some time."""
+
+    handle: str
+    database: str
+    database_type: DatabaseType
+    application_name: str
+    fingerprint: str | None  # 16 hexadecimal digits; None: not told apart
+    queries: int
+    refused: int  # by the limiter, not in queries
+    errors: int
+    rows: int
+    bytes_in: int
+    bytes_out: int
+    server_seconds: float
+    longest_seconds: float
+    vcpu_hours: float
+    memory_gb_hours: float
+    last_at: datetime.datetime

@@ -114,17 +114,21 @@ class PostgresSink:
     """The control plane's Postgres: history per batch, totals per hour.
 
     `history_days` is how long rows of ``platform.usage_history`` are kept; the
-    totals in ``platform.usage_metrics`` stay.
+    totals in ``platform.usage_metrics`` stay. Where another sink has the history,
+    `keeps_history` is False, and only what was entered before is kept so long.
     """
 
     def __init__(
         self,
         pool: Pool,
         history_days: int,
+        *,
+        keeps_history: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
         self._history_days = history_days
+        self._keeps_history = keeps_history
         self._clock = clock
         self._pruned_at: float | None = None
 
@@ -133,7 +137,8 @@ class PostgresSink:
         async with self._pool.acquire() as connection:
             async with connection.transaction():
                 if await connection.fetchval(ENTER, batch.node, batch.number):
-                    await connection.execute(HISTORY, *_history(batch))
+                    if self._keeps_history:
+                        await connection.execute(HISTORY, *_history(batch))
                     await connection.execute(ROLL_UP, *_totals(batch))
             now = self._clock()
             if self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL:
