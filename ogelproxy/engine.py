@@ -81,6 +81,7 @@ class Engine:
         self._given_directory = directory
         self._given_sinks = sinks
         self._store: Store | None = None
+        self._mongodb: MongoSink | None = None  # while started, where one is configured
         self._redis: Redis | None = None  # while started, where one is configured
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
@@ -314,7 +315,7 @@ class Engine:
             "reasons": reasons,
             "control_plane": "degraded" if self.directory.is_degraded else "up",
             "redis": self._redis_state,
-            "usage_spool": "nearly full" if self._meter.is_nearly_full else "ok",
+            "usage_spool": self._meter.spool_state,
             "draining": self._is_draining,
             "clients": self._relay.client_count,
             "pools": [
@@ -357,6 +358,9 @@ class Engine:
             yield GaugeSample("o7s_redis_up", {}, self._redis.is_up)
         meter = self._meter
         yield GaugeSample("o7s_usage_spooled_batches", {}, meter.spooled_count)
+        yield GaugeSample("o7s_usage_spool_bytes", {}, meter.spool_bytes)
+        limit = self.config.usage.max_spool_bytes
+        yield GaugeSample("o7s_usage_spool_limit_bytes", {}, limit)
         yield CounterSample(
             "o7s_usage_delivered_batches_total", {}, meter.delivered_count
         )

@@ -80,6 +80,8 @@ GAUGES = {
     "o7s_waiting_clients": Declared("Clients waiting for a server connection."),
     "o7s_tenants_cached": Declared("Tenant records in memory."),
     "o7s_usage_spooled_batches": Declared("Usage batches waiting for delivery."),
+    "o7s_usage_spool_bytes": Declared("Bytes of the usage spool in use."),
+    "o7s_usage_spool_limit_bytes": Declared("Bytes that the usage spool may take."),
     "o7s_control_up": Declared("Whether the control plane answers: 1 or 0."),
     "o7s_redis_up": Declared("Whether Redis answers: 1 or 0."),
 }

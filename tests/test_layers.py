@@ -38,6 +38,7 @@ ROWS = (
         "protocol",
         "settings",
         "embedded",
+        "embedded_mongodb",
         "embedded_valkey",
         "redis",
     ),

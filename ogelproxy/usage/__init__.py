@@ -94,6 +94,7 @@ class Meter:
         self.ledger = Ledger(self.table)  # today's sums, for who asks
         self.delivered_count = 0  # batches that every sink took
         self.spooled_count = 0  # closed batches that wait for a sink
+        self.spool_bytes = 0  # of all batch files, open ones included
         self.is_nearly_full = False  # the spool: see Spool
         self.is_blocked = False  # no new batch could be opened: disk or spool full
         self._config = config
@@ -118,6 +119,13 @@ class Meter:
         self._is_stopping = False
         self._keeper: asyncio.Task[None] | None = None
         self._feeders: list[asyncio.Task[None]] = []
+
+    @property
+    def spool_state(self) -> str:
+        """Say in a word or two how the spool is, for operators."""
+        if self.is_blocked:
+            return "full"
+        return "nearly full" if self.is_nearly_full else "ok"
 
     async def start(self) -> None:
         """Take the spool, open the first batch, deliver what was left there.
@@ -336,6 +344,7 @@ class Meter:
     async def _survey(self) -> None:
         """Bring the numbers for the metrics up to date."""
         self.spooled_count = len(await self._on_disk(self._spool.closed))
+        self.spool_bytes = await self._on_disk(self._spool.used_bytes)
         was_nearly_full = self.is_nearly_full
         self.is_nearly_full = await self._on_disk(self._spool.is_nearly_full)
         if self.is_nearly_full and not was_nearly_full:

@@ -164,7 +164,11 @@ class MongoSink:
             # As a command, and all of it in the first batch: cursors are what the
             # two drivers don't make alike.
             answer = await self._database.command(
-                {"aggregate": USAGE, "pipeline": pipeline, "cursor": {"batchSize": limit}}
+                "aggregate",
+                USAGE,
+                pipeline=pipeline,
+                cursor={"batchSize": limit},
+                codec_options=self._database.codec_options,
             )
         except PyMongoError as error:
             raise _unavailable(error) from error
@@ -221,7 +225,7 @@ class MongoSink:
                 # `usage.history_days` was changed. Not by collMod: the role
                 # readWrite may not.
                 await collection.drop_index(wanted["name"])
-        await collection.create_indexes(models)
+        await collection.create_indexes(list(models))
 
 
 def _document(batch: Batch, row: Row) -> Document:
