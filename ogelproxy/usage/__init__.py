@@ -26,7 +26,8 @@ from ogelproxy.errors import OgelError, ServerBusy, SpoolUnusable
 from ogelproxy.tenants.model import Target, Tenant
 from ogelproxy.usage.ledger import Ledger
 from ogelproxy.usage.sinks import HOUR, MemorySink, PostgresSink, Sink
-from ogelproxy.usage.spool import Batch, Payer, Row, Spool, read_batch
+from ogelproxy.usage.spool import Batch, Payer, Row, read_batch
+from ogelproxy.usage.spools import Spools
 
 __all__ = [
     "Attribution",
@@ -54,6 +55,9 @@ OTHER_APPLICATIONS = "(other)"
 #: and drawn from the upper half so that nodes don't come back in step.
 FIRST_RETRY_INTERVAL = 0.25
 LAST_RETRY_INTERVAL = 30.0
+
+#: Seconds between looks for what processes that are gone left.
+ADOPT_INTERVAL = 10.0
 
 #: Seconds for one batch; a sink that hangs is a sink that fails.
 DELIVERY_TIMEOUT = 30.0
@@ -87,7 +91,10 @@ class Meter:
         config: Usage,
         sinks: Sequence[Sink],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        is_shared: bool = False,
     ) -> None:
+        """`is_shared`: other processes have the same `spool_dir`."""
         if not sinks:
             raise ValueError("a Meter needs a sink")
         self.table = UsageTable(config.max_rows)
@@ -99,8 +106,11 @@ class Meter:
         self.is_blocked = False  # no new batch could be opened: disk or spool full
         self._config = config
         self._clock = clock
-        self._spool = Spool(
-            config.spool_dir, config.max_spool_bytes, self.table.file_bytes
+        self._spool = Spools(
+            config.spool_dir,
+            config.max_spool_bytes,
+            self.table.file_bytes,
+            is_shared=is_shared,
         )
         self._outlets = [Outlet(sink) for sink in (*sinks, self.ledger)]
         self._attributions: WeakValueDictionary[
@@ -119,6 +129,7 @@ class Meter:
         self._is_stopping = False
         self._keeper: asyncio.Task[None] | None = None
         self._feeders: list[asyncio.Task[None]] = []
+        self._adopter: asyncio.Task[None] | None = None
 
     @property
     def spool_state(self) -> str:
@@ -148,6 +159,7 @@ class Meter:
             self._feeders.append(
                 asyncio.create_task(self._feed(outlet), name="usage-feeder")
             )
+        self._adopter = asyncio.create_task(self._adopt(), name="usage-adopter")
 
     async def stop(self, grace: float = 10.0) -> None:
         """Close the batch and deliver for at most `grace` seconds.
@@ -160,9 +172,11 @@ class Meter:
         self._wake.set()
         await self._keeper
         self._keeper = None
-        for feeder in self._feeders:
-            feeder.cancel()
-        await asyncio.gather(*self._feeders, return_exceptions=True)
+        assert self._adopter is not None
+        tasks = [*self._feeders, self._adopter]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         async with self._rotating:
             path, self._path = self._path, None
             used_bytes = self.table.close()
@@ -296,6 +310,17 @@ class Meter:
                 )
                 outlet.ready.set()
                 await asyncio.sleep(interval)
+
+    async def _adopt(self) -> None:
+        """Look for what others left, for ever."""
+        while True:
+            try:
+                if await self._on_disk(self._spool.adopt):
+                    for outlet in self._outlets:
+                        outlet.ready.set()
+            except OSError as error:
+                logger.warning("usage that was left was not found: %s", _text(error))
+            await asyncio.sleep(ADOPT_INTERVAL)
 
     async def _deliver_all(self) -> None:
         results = await asyncio.gather(

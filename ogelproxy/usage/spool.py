@@ -199,7 +199,7 @@ class Spool:
     """
 
     def __init__(self, directory: Path, max_bytes: int, file_bytes: int) -> None:
-        self._directory = directory
+        self.directory = directory
         self._max_bytes = max_bytes
         self._file_bytes = file_bytes
         self._lock = -1  # descriptor of ``node``, locked; -1 while closed
@@ -213,41 +213,48 @@ class Spool:
         return self._node
 
     def open(self) -> None:
+        """Take the directory, see `take`. Raises SpoolUnusable, also when taken."""
+        if not self.take():
+            raise SpoolUnusable(
+                f"{self.directory} is in use by another process; "
+                "each needs a usage.spool_dir of its own"
+            )
+
+    def take(self) -> bool:
         """Take the directory, made if need be; what a kill left counts as closed.
 
-        Raises SpoolUnusable when another process has it, when it isn't a spool's,
-        or when it can't be read and written.
+        Returns whether it could: another process may have it. Raises SpoolUnusable
+        when it isn't a spool's or can't be read and written.
         """
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(
-                self._directory / "node", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+                self.directory / "node", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
         except OSError as error:
-            raise SpoolUnusable(f"{self._directory}: {error.strerror}") from error
+            raise SpoolUnusable(f"{self.directory}: {error.strerror}") from error
         try:
-            self._take(lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read(lock)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        except OSError as error:
+            os.close(lock)
+            raise SpoolUnusable(f"{self.directory}: {error.strerror}") from error
         except BaseException:
             os.close(lock)
             raise
         self._lock = lock
+        return True
 
-    def _take(self, lock: int) -> None:
+    def _read(self, lock: int) -> None:
         if 2 * self._file_bytes > self._max_bytes:
             raise SpoolUnusable(
                 f"usage.max_spool_bytes is too little for two batches of "
                 f"{self._file_bytes} bytes, which usage.max_rows asks for"
             )
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            written = os.pread(lock, 64, 0)
-        except BlockingIOError:
-            raise SpoolUnusable(
-                f"{self._directory} is in use by another process; "
-                "each needs a usage.spool_dir of its own"
-            ) from None
-        except OSError as error:
-            raise SpoolUnusable(f"{self._directory}: {error.strerror}") from error
+        written = os.pread(lock, 64, 0)
         if not written:
             self._node = uuid4()
             self._latest = 0
@@ -255,9 +262,9 @@ class Spool:
             self._node = UUID(known[1].decode())
             self._latest = int(known[2])
         else:
-            raise SpoolUnusable(f"{self._directory / 'node'} is not a spool's")
+            raise SpoolUnusable(f"{self.directory / 'node'} is not a spool's")
         self._latest = max([self._latest, *map(_number, self.closed())])
-        for unborn in self._directory.glob("*.new"):
+        for unborn in self.directory.glob("*.new"):
             unborn.unlink()
 
     def close(self) -> None:
@@ -274,16 +281,16 @@ class Spool:
         the numbers go on either way.
         """
         if self.used_bytes() + self._file_bytes > self._max_bytes:
-            raise SpoolUnusable(f"{self._directory} has reached usage.max_spool_bytes")
+            raise SpoolUnusable(f"{self.directory} has reached usage.max_spool_bytes")
         if self._latest >= MAX_NUMBER:
-            raise SpoolUnusable(f"{self._directory} has used up its batch numbers")
+            raise SpoolUnusable(f"{self.directory} has used up its batch numbers")
         self._latest += 1
         # The number is on disk before anything bears it: it can't come twice.
         os.pwrite(
             self._lock, b"%s %010d\n" % (str(self._node).encode(), self._latest), 0
         )
         os.fsync(self._lock)
-        path = self._directory / f"{self._latest:010d}.batch"
+        path = self.directory / f"{self._latest:010d}.batch"
         unborn = path.with_suffix(".new")
         header = HEADER.pack(
             MAGIC,
@@ -339,7 +346,7 @@ class Spool:
         """Return the closed batches, oldest first."""
         return sorted(
             path
-            for path in self._directory.glob("*.batch")
+            for path in self.directory.glob("*.batch")
             if BATCH_NAME.fullmatch(path.name) and path not in self._writing
         )
 
@@ -355,7 +362,7 @@ class Spool:
     def used_bytes(self) -> int:
         """Return the bytes of all files, unreadable ones included."""
         total = 0
-        with os.scandir(self._directory) as entries:
+        with os.scandir(self.directory) as entries:
             for entry in entries:
                 # Another thread's file may go between the two calls.
                 with contextlib.suppress(FileNotFoundError):
@@ -367,7 +374,7 @@ class Spool:
         return self.used_bytes() >= NEARLY_FULL * self._max_bytes
 
     def _sync_directory(self) -> None:
-        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:
