@@ -1,21 +1,21 @@
 """Admin: the operators' small HTTP server. Health, readiness, metrics, status.
 
-It sees the metrics and two callables, never the parts behind them. Nothing here
-asks who is there: the address it listens on is whom it trusts.
+It sees who can tell, an engine or a supervisor, never the parts behind it. Nothing
+here asks who is there: the address it listens on is whom it trusts.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
 
 from ogelproxy import config
-from ogelproxy.metrics import Metrics
+from ogelproxy.metrics import CONTENT_TYPE
 
 log = logging.getLogger(__name__)
 
@@ -27,25 +27,29 @@ MAX_HEADERS = 64
 SHUTDOWN_TIMEOUT = 1.0
 
 
+class Told(Protocol):
+    """Who tells what is shown."""
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    async def render(self) -> bytes:
+        """Return all metrics, in Prometheus' text format."""
+
+    async def describe(self) -> Mapping[str, Any]:
+        """Return a picture for operators.
+
+        The list `reasons` in it, if there is one, is also what `/ready` gives while
+        `is_ready` is false.
+        """
+
+
 class Admin:
-    """Answer `/health`, `/ready`, `/metrics` and `/status`.
+    """Answer `/health`, `/ready`, `/metrics` and `/status`."""
 
-    `status` says what `/status` shows; the list `reasons` in it, if there is
-    one, is also what `/ready` gives while `is_ready` is false.
-    """
-
-    def __init__(
-        self,
-        config: config.Admin,
-        *,
-        metrics: Metrics,
-        status: Callable[[], Mapping[str, Any]],
-        is_ready: Callable[[], bool],
-    ) -> None:
+    def __init__(self, config: config.Admin, told: Told) -> None:
         self._config = config
-        self._metrics = metrics
-        self._status = status
-        self._is_ready = is_ready
+        self._told = told
         self._runner: web.AppRunner | None = None  # there from start to stop
 
     @property
@@ -95,19 +99,18 @@ class Admin:
         return _json({"status": "ok"})
 
     async def _ready(self, request: web.Request) -> web.Response:
-        if self._is_ready():
+        if self._told.is_ready:
             return _json({"ready": True, "reasons": []})
-        reasons = list(self._status().get("reasons", ()))
+        reasons = list((await self._told.describe()).get("reasons", ()))
         return _json({"ready": False, "reasons": reasons}, status=503)
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
         return web.Response(
-            body=self._metrics.render(),
-            headers={"Content-Type": self._metrics.content_type},
+            body=await self._told.render(), headers={"Content-Type": CONTENT_TYPE}
         )
 
     async def _show_status(self, request: web.Request) -> web.Response:
-        return _json(self._status())
+        return _json(await self._told.describe())
 
 
 def _json(content: Mapping[str, Any], *, status: int = 200) -> web.Response:

@@ -8,11 +8,12 @@ what a client sends. What is billed is `usage`.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -35,6 +36,9 @@ LATENCY_BOUNDS = (
 
 LoginResult = Literal["accepted", "rejected"]
 
+#: Of the text that is rendered.
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
 #: Values of a metric's labels, in their declared order.
 Values = tuple[str, ...]
 
@@ -45,6 +49,8 @@ class Declared:
 
     text: str
     labels: tuple[str, ...] = ()
+    #: Of a gauge: what several workers that tell of it come to together.
+    together: Callable[[float, float], float] = operator.add
 
 
 LATENCY = "o7s_latency_seconds"
@@ -66,12 +72,14 @@ COUNTERS = {
     "o7s_bytes_total": Declared("Bytes relayed.", ("direction",)),
     "o7s_notifications_total": Declared("Notifications given to listening clients."),
     "o7s_usage_delivered_batches_total": Declared("Usage batches delivered."),
+    "o7s_worker_restarts_total": Declared("Workers that ended unasked."),
+    "o7s_worker_silences_total": Declared("Questions that a worker did not answer."),
 }
 GAUGES = {
     "o7s_clients": Declared("Clients that are logged in."),
     "o7s_servers": Declared("Server connections.", ("state",)),
     "o7s_circuit_open": Declared(
-        "Databases that new servers are not opened to.", ("database_type",)
+        "Databases that new servers are not opened to.", ("database_type",), max
     ),
     "o7s_listening_clients": Declared("Clients that share a listening connection."),
     "o7s_channels": Declared("Channels that they listen to."),
@@ -82,8 +90,11 @@ GAUGES = {
     "o7s_usage_spooled_batches": Declared("Usage batches waiting for delivery."),
     "o7s_usage_spool_bytes": Declared("Bytes of the usage spool in use."),
     "o7s_usage_spool_limit_bytes": Declared("Bytes that the usage spool may take."),
-    "o7s_control_up": Declared("Whether the control plane answers: 1 or 0."),
-    "o7s_redis_up": Declared("Whether Redis answers: 1 or 0."),
+    "o7s_control_up": Declared(
+        "Whether the control plane answers: 1 or 0.", together=min
+    ),
+    "o7s_redis_up": Declared("Whether Redis answers: 1 or 0.", together=min),
+    "o7s_workers": Declared("Worker processes that accept clients."),
 }
 DECLARED = COUNTERS | GAUGES
 
@@ -142,11 +153,74 @@ def _check(
         raise ValueError(f"{name} with labels {sorted(labels)} is not declared")
 
 
+class Totals:
+    """Samples added up, by metric and labels; of one process, or of several."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[Values, float]] = {name: {} for name in DECLARED}
+        self._counts: dict[Values, Sequence[int]] = {}  # of the latency buckets
+        self._seconds: dict[Values, float] = defaultdict(float)
+
+    def add(self, sample: Sample) -> None:
+        """Add what one part of a process says."""
+        if isinstance(sample, LatencySample):
+            values: Values = (sample.tier, sample.database_type)
+            self._add_latencies(values, sample.counts, sample.seconds)
+        else:
+            declared = DECLARED[sample.name]
+            values = tuple(sample.labels[name] for name in declared.labels)
+            sums = self._sums[sample.name]
+            sums[values] = sums.get(values, 0.0) + sample.value
+
+    def pack(self) -> dict[str, Any]:
+        """Return it as JSON knows it, for `merge` in another process."""
+        return {
+            "sums": {name: list(sums.items()) for name, sums in self._sums.items()},
+            "latencies": [
+                (values, counts, self._seconds[values])
+                for values, counts in self._counts.items()
+            ],
+        }
+
+    def merge(self, packed: Mapping[str, Any], *, with_gauges: bool = True) -> None:
+        """Add what a whole process packed; `with_gauges` as long as it lives."""
+        for values, counts, seconds in packed["latencies"]:
+            self._add_latencies(tuple(values), counts, seconds)
+        for name, pairs in packed["sums"].items():
+            # A process of another version may know other metrics.
+            if name in COUNTERS or (with_gauges and name in GAUGES):
+                sums, together = self._sums[name], DECLARED[name].together
+                for labels, value in pairs:
+                    values = tuple(labels)
+                    known = sums.get(values)
+                    sums[values] = value if known is None else together(known, value)
+
+    def _add_latencies(
+        self, values: Values, counts: Sequence[int], seconds: float
+    ) -> None:
+        known = self._counts.get(values, [0] * len(counts))
+        self._counts[values] = [a + b for a, b in zip(known, counts, strict=True)]
+        self._seconds[values] += seconds
+
+    def families(self) -> Iterator[Metric]:
+        """Yield all of it as the Prometheus client wants it."""
+        yield _histogram(self._counts, self._seconds)
+        for name, declared in DECLARED.items():
+            kind = CounterMetricFamily if name in COUNTERS else GaugeMetricFamily
+            family = kind(name, declared.text, labels=declared.labels)
+            for values, total in self._sums[name].items():
+                family.add_metric(values, total)
+            yield family
+
+    def render(self) -> bytes:
+        """Return it in Prometheus' text format 0.0.4."""
+        registry = CollectorRegistry()
+        registry.register(Folding(lambda: self))
+        return generate_latest(registry)
+
+
 class Metrics:
     """Everything that one Engine tells Prometheus."""
-
-    #: Of what `render` returns.
-    content_type = CONTENT_TYPE_PLAIN_0_0_4
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -154,7 +228,7 @@ class Metrics:
         self._refusals: Counter[tuple[str, str]] = Counter()  # by kind and code
         self._logins: Counter[LoginResult] = Counter()
         self._pins: Counter[str] = Counter()  # by reason
-        self.registry.register(Folding(self._sources))
+        self.registry.register(Folding(self.totals))
 
     def add_source(self, source: Source) -> None:
         """Ask `source` at every scrape; samples of one name and labels are added."""
@@ -172,6 +246,14 @@ class Metrics:
         """Count a reason for which a client keeps its server."""
         self._pins[reason] += 1
 
+    def totals(self) -> Totals:
+        """Return what all sources say now."""
+        totals = Totals()
+        for source in self._sources:
+            for sample in source():
+                totals.add(sample)
+        return totals
+
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self.registry)
@@ -186,41 +268,17 @@ class Metrics:
 
 
 class Folding(Collector):
-    """Add up what the sources say and hand it to the registry."""
+    """What the registry asks for the totals."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = sources
+    def __init__(self, totals: Callable[[], Totals]) -> None:
+        self._totals = totals
 
     def describe(self) -> Iterable[Metric]:
         # The registry would collect instead, and sources aren't ready when asked.
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        totals: dict[str, dict[Values, float]] = {
-            name: defaultdict(float) for name in DECLARED
-        }
-        counts: dict[Values, list[int]] = {}
-        seconds: dict[Values, float] = defaultdict(float)
-        for source in self._sources:
-            for sample in source():
-                if isinstance(sample, LatencySample):
-                    values: Values = (sample.tier, sample.database_type)
-                    known = counts.get(values, [0] * len(sample.counts))
-                    pairs = zip(known, sample.counts, strict=True)
-                    counts[values] = [a + b for a, b in pairs]
-                    seconds[values] += sample.seconds
-                else:
-                    names = DECLARED[sample.name].labels
-                    values = tuple(sample.labels[name] for name in names)
-                    totals[sample.name][values] += sample.value
-
-        yield _histogram(counts, seconds)
-        for name, declared in DECLARED.items():
-            kind = CounterMetricFamily if name in COUNTERS else GaugeMetricFamily
-            family = kind(name, declared.text, labels=declared.labels)
-            for values, total in totals[name].items():
-                family.add_metric(values, total)
-            yield family
+        return self._totals().families()
 
 
 def _histogram(

@@ -20,14 +20,12 @@ class Stage:
         self.is_ready = True
         self.status: dict[str, Any] = {"clients": 2}
         self.metrics = Metrics()
-        self.admin = Admin(
-            config.Admin(port=0),
-            metrics=self.metrics,
-            status=self.say,
-            is_ready=lambda: self.is_ready,
-        )
+        self.admin = Admin(config.Admin(port=0), self)
 
-    def say(self) -> Mapping[str, Any]:
+    async def render(self) -> bytes:
+        return self.metrics.render()
+
+    async def describe(self) -> Mapping[str, Any]:
         return self.status
 
     async def get(
@@ -92,19 +90,14 @@ async def test_long_headers_are_refused(stage: Stage) -> None:
 
 
 async def test_without_a_port_it_does_not_listen() -> None:
-    admin = Admin(config.Admin(), metrics=Metrics(), status=dict, is_ready=lambda: True)
+    admin = Admin(config.Admin(), Stage())
     await admin.start()
     assert admin.port == 0
     await admin.stop()
 
 
 async def test_a_port_that_is_taken_ends_the_start(stage: Stage) -> None:
-    other = Admin(
-        config.Admin(port=stage.admin.port),
-        metrics=Metrics(),
-        status=dict,
-        is_ready=lambda: True,
-    )
+    other = Admin(config.Admin(port=stage.admin.port), stage)
     with pytest.raises(OSError, match=r"admin.port .*: Address already in use"):
         await other.start()
     await other.stop()
