@@ -54,6 +54,7 @@ from ogelproxy.errors import (
     TokenRequiresTLS,
     TooManyConnections,
     TooManyNotifications,
+    WorkerFailed,
 )
 from ogelproxy.metrics import Metrics
 from ogelproxy.tenants.directory import InMemoryDirectory, TenantDirectory
@@ -131,5 +132,6 @@ __all__ = [
     "TokenRequiresTLS",
     "TooManyConnections",
     "TooManyNotifications",
+    "WorkerFailed",
     "__version__",
 ]

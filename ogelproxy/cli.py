@@ -13,8 +13,9 @@ import logging
 import os
 import resource
 import signal
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -24,11 +25,13 @@ import uvloop
 from rich.console import Console
 
 from ogelproxy import operate, settings
-from ogelproxy.config import Config, Log
+from ogelproxy.config import MAX_WORKERS, Config, Log
 from ogelproxy.dev import DevOptions, DevStack
 from ogelproxy.engine import Engine
-from ogelproxy.errors import EmbeddedFailed, OgelError
+from ogelproxy.errors import OgelError
 from ogelproxy.logs import configure
+from ogelproxy.supervisor import Supervisor
+from ogelproxy.worker import Worker
 
 logger = logging.getLogger("ogelproxy.cli")
 
@@ -67,45 +70,93 @@ for group in (
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file with settings; the environment goes before it.",
 )
-def serve(path: Path | None) -> None:
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    help="Processes that share the port; goes before the setting.",
+)
+def serve(path: Path | None, workers: int | None) -> None:
     """Run the proxy in production.
 
     SIGTERM and SIGINT finish open transactions and end; a second one ends at
-    once. SIGHUP reads settings and certificates again.
+    once. SIGHUP reads settings and certificates again, SIGUSR1 replaces the
+    workers one after the other.
     """
-    config = Config.load(path, os.environ)
+    reread = functools.partial(load, path, workers)
+    config = reread()
     configure(config.log)
     raise_file_limit()
-    uvloop.run(_serve(config, path))
+    uvloop.run(_serve(config, reread))
 
 
-async def _serve(config: Config, path: Path | None) -> None:
+def load(path: Path | None, workers: int | None) -> Config:
+    """Read the settings. Raises ConfigInvalid."""
+    config = Config.load(path, os.environ)
+    if workers is None:
+        return config
+    return config.model_copy(update={"workers": workers})
+
+
+async def _serve(config: Config, reread: Callable[[], Config]) -> None:
+    is_alone = config.workers == 1
     with until_asked_to_stop():
-        reread = functools.partial(Config.load, path, os.environ)
-        async with Engine(config, reread=reread) as engine:
-            asyncio.get_running_loop().add_signal_handler(
-                signal.SIGHUP, reload, engine, path
-            )
-            logger.info("ready", extra=_addresses(engine))
+        proxy: Engine | Supervisor
+        proxy = (Engine if is_alone else Supervisor)(config, reread=reread)
+        async with proxy:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, reload, proxy, reread)
+            loop.add_signal_handler(signal.SIGUSR1, roll, proxy)
+            logger.info("ready", extra=_addresses(proxy))
             try:
-                await engine.stop_asked.wait()
+                await proxy.stop_asked.wait()
             finally:
                 logger.info("draining", extra={"timeout": config.drain_timeout})
-                await engine.drain()
+                await proxy.drain()
     logger.info("stopped")
 
 
-def reload(engine: Engine, path: Path | None) -> None:
+def reload(proxy: Engine | Supervisor, reread: Callable[[], Config]) -> None:
     """Apply the settings as they are now; where they are wrong the old ones stay."""
     try:
-        engine.reload(Config.load(path, os.environ))
+        proxy.reload(reread())
     except (OgelError, OSError) as error:
         logger.error("not reloaded: %s", error)
     else:
         logger.info("reloaded")
 
 
-def _addresses(engine: Engine) -> dict[str, str]:
+def roll(proxy: Engine | Supervisor) -> None:
+    """Replace the workers, if there are any."""
+    if isinstance(proxy, Supervisor):
+        proxy.roll()
+    else:
+        logger.error("not rolled: a single process has no workers")
+
+
+@main.command(hidden=True)
+@click.argument("place", type=int)
+@click.argument("listening", type=int)
+@click.argument("line", type=int)
+def worker(place: int, listening: int, line: int) -> None:
+    """Be one worker of `serve` or `dev`, with the descriptors that it gave."""
+    # These are the supervisor's to hear; SIGTERM drains this worker alone.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    for descriptor in (listening, line):
+        os.set_inheritable(descriptor, False)
+    uvloop.run(_work(place, listening, line))
+
+
+async def _work(place: int, listening: int, line: int) -> None:
+    with until_asked_to_stop(signal.SIGTERM):
+        inside = Worker(socket.socket(fileno=line), socket.socket(fileno=listening))
+        config = await inside.enlist()
+        configure(config.log, worker=place)
+        if not await inside.run(config):
+            raise SystemExit(1)
+
+
+def _addresses(engine: Engine | Supervisor) -> dict[str, str]:
     return {
         name: f"{address[0]}:{address[1]}"
         for name, address in engine.addresses.items()
@@ -135,15 +186,19 @@ def _addresses(engine: Engine) -> dict[str, str]:
     show_default=True,
     help="Directory of everything that is kept.",
 )
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MAX_WORKERS),
+    default=1,
+    show_default=True,
+    help="Processes that share the port.",
+)
 @click.option("--tls", "has_tls", is_flag=True, help="Offer a self-signed certificate.")
 def dev(port: int, admin_port: int, state: Path, workers: int, has_tls: bool) -> None:
     """Run the proxy with a Postgres, a Valkey and demo organisations of its own."""
-    if workers != 1:
-        raise EmbeddedFailed(f"--workers {workers}: only one worker is supported")
     configure(Log(level="warning"))
     raise_file_limit()
-    uvloop.run(_dev(DevOptions(state, port, admin_port, has_tls)))
+    uvloop.run(_dev(DevOptions(state, port, admin_port, has_tls, workers)))
 
 
 async def _dev(options: DevOptions) -> None:
@@ -215,8 +270,10 @@ def config_command(markdown: bool) -> None:
 
 
 @contextmanager
-def until_asked_to_stop() -> Iterator[None]:
-    """Leave the block at the first SIGTERM or SIGINT.
+def until_asked_to_stop(
+    *numbers: signal.Signals,
+) -> Iterator[None]:
+    """Leave the block at the first of these signals; SIGTERM and SIGINT by default.
 
     The block is cancelled, so it can drain on its way out; a second signal,
     whenever it comes, ends the process at once.
@@ -234,7 +291,7 @@ def until_asked_to_stop() -> Iterator[None]:
         is_asked = True
         task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers or (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ask, number)
     try:
         yield

@@ -14,6 +14,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import orjson
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -29,6 +30,9 @@ from ogelproxy.errors import ConfigInvalid
 Secret = SecretStr
 
 PREFIX = "OGELPROXY_"
+
+#: Processes of one machine.
+MAX_WORKERS = 256
 
 #: Well-known environment names and the setting each one sets.
 WELL_KNOWN = {
@@ -52,6 +56,13 @@ def _split(value: Any) -> Any:
 
 
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
+
+
+def _plain(value: Any) -> str:
+    """Return what JSON doesn't know as the text that it is read from."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value)
 
 
 class Section(BaseModel):
@@ -299,9 +310,24 @@ class Config(Section):
     usage: Usage = Usage()
     admin: Admin = Admin()
     log: Log = Log()
+    workers: int = Field(
+        1,
+        ge=1,
+        le=MAX_WORKERS,
+        description="Processes that share the port; more than one need redis.url.",
+    )
     drain_timeout: float = Field(
         30.0, ge=0, le=3600, description="Seconds that transactions get to finish in."
     )
+
+    def dump(self) -> bytes:
+        """Return the settings as JSON for `restore`, secrets in clear."""
+        return orjson.dumps(self.model_dump(), default=_plain)
+
+    @classmethod
+    def restore(cls, dumped: bytes | str) -> Self:
+        """Return the settings that were dumped."""
+        return cls.model_validate(orjson.loads(dumped))
 
     @classmethod
     def load(cls, path: Path | None, environ: Mapping[str, str]) -> Self:

@@ -35,6 +35,7 @@ from ogelproxy.embedded import EmbeddedPostgres
 from ogelproxy.embedded_valkey import EmbeddedValkey
 from ogelproxy.engine import Engine
 from ogelproxy.errors import EmbeddedFailed
+from ogelproxy.supervisor import Supervisor
 from ogelproxy.tenants.model import OPERATORS
 
 HOST = "127.0.0.1"
@@ -58,6 +59,7 @@ class DevOptions:
     port: int = 5432
     admin_port: int = 8080
     has_tls: bool = False
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class DevStack:
         self._state = State(options.state)
         self._parts = contextlib.AsyncExitStack()  # what runs, in order of its start
         self._children: list[Child] = []  # servers that run, in order of their start
-        self._engine: Engine | None = None  # set once it runs
+        self._proxy: Engine | Supervisor | None = None  # set once it runs
         self.databases: list[DemoDatabase] = []
         self.console_url = ""  # of the operators' console, once it runs
 
@@ -98,8 +100,8 @@ class DevStack:
 
     async def stop(self) -> None:
         """Let open transactions finish, for a bounded time, and stop all of it."""
-        if self._engine is not None:
-            await self._engine.drain()
+        if self._proxy is not None:
+            await self._proxy.drain()
         await self._parts.aclose()
 
     async def wait_ended(self) -> None:
@@ -107,8 +109,8 @@ class DevStack:
 
         Raises EmbeddedFailed once a part ended that nobody stopped.
         """
-        assert self._engine is not None
-        asked = asyncio.create_task(self._engine.stop_asked.wait())
+        assert self._proxy is not None
+        asked = asyncio.create_task(self._proxy.stop_asked.wait())
         broken = [
             asyncio.create_task(self._wait_broken(child)) for child in self._children
         ]
@@ -131,7 +133,7 @@ class DevStack:
     @property
     def admin_url(self) -> str | None:
         """Where health and metrics are asked for, if anywhere."""
-        admin = self._engine.addresses["admin"] if self._engine else None
+        admin = self._proxy.addresses["admin"] if self._proxy else None
         return f"http://{admin[0]}:{admin[1]}" if admin else None
 
     def _check_ports(self) -> None:
@@ -200,13 +202,17 @@ class DevStack:
                 "pool": Pool(**servers),
                 "usage": Usage(spool_dir=state.directory / "spool"),
                 "tls": state.certificate() if self._options.has_tls else Tls(),
+                "workers": self._options.workers,
             }
         )
-        self._engine = await parts.enter_async_context(Engine(config))
-        clients = self._engine.addresses["postgres"]
+        proxy: Engine | Supervisor
+        proxy = Engine(config) if config.workers == 1 else Supervisor(config)
+        self._proxy = await parts.enter_async_context(proxy)
+        addresses = proxy.addresses
+        clients = addresses["postgres"]
         assert clients is not None
         port = clients[1]
-        admin = self._engine.addresses["admin"]
+        admin = addresses["admin"]
         self.databases = self._demo_databases(port)
         self.console_url = self._url(OPERATORS, kept["operator_key"], port, OPERATORS)
         parts.callback(state.remove_description)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
@@ -32,6 +33,7 @@ from ogelproxy.errors import (
 )
 from ogelproxy.gate import Gate
 from ogelproxy.limiter import Limiter
+from ogelproxy.line import Line
 from ogelproxy.listen import Channels
 from ogelproxy.listener import Listener, load_tls
 from ogelproxy.login import Login
@@ -57,6 +59,9 @@ SWEEP_INTERVAL = 0.25
 #: Seconds between notes of when keys were last used.
 KEY_INTERVAL = 30.0
 
+#: Seconds that the supervisor gets to read the settings.
+RELOAD_TIMEOUT = 10.0
+
 
 class Engine:
     """A proxy: listener, seven layers, and what they share."""
@@ -70,12 +75,20 @@ class Engine:
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
         reread: Callable[[], Config] | None = None,
+        listening: socket.socket | None = None,
+        line: Line | None = None,
     ) -> None:
-        """`reread` reads the settings anew, for an operator's RELOAD."""
+        """`reread` reads the settings anew, for an operator's RELOAD.
+
+        An engine that is one of several workers is given the socket on which it is
+        `listening`, and the `line` to its supervisor.
+        """
         self.config = config
         #: Set when an operator's SHUTDOWN asked for the end; clients are gone then.
         self.stop_asked = asyncio.Event()
         self._reread = reread
+        self._listening = listening
+        self._line = line
         self.metrics = metrics or Metrics()
         self._clock = clock
         self._given_directory = directory
@@ -115,7 +128,9 @@ class Engine:
             self._redis = Redis(config.redis)
         directory, sinks = await self._open_control()
         self.directory = directory
-        self._meter = Meter(config.usage, sinks, clock=self._clock)
+        self._meter = Meter(
+            config.usage, sinks, clock=self._clock, is_shared=self._line is not None
+        )
         await self._meter.start()
         self._gate = Gate()
         self._limiter = Limiter(config.limits, clock=self._clock)
@@ -175,16 +190,11 @@ class Engine:
             await self._redis.start()
         await directory.start()
         self._listener = Listener(config, self._login, self._relay)
-        self._listener.open()
+        self._listener.open(self._listening)
         self.metrics.add_source(self._samples)
         self._admin: Admin | None = None
         if config.admin.port is not None:
-            self._admin = Admin(
-                config.admin,
-                metrics=self.metrics,
-                status=self.status,
-                is_ready=lambda: self.is_ready,
-            )
+            self._admin = Admin(config.admin, self)
             await self._admin.start()
         self._tasks = [
             asyncio.create_task(self._sweep()),
@@ -282,10 +292,14 @@ class Engine:
         self.config = config
         log.info("settings reloaded")
 
-    def _reload(self) -> None:
-        if self._reread is None:
+    async def _reload(self) -> None:
+        if self._line is not None:
+            # The supervisor reads them for all of its workers.
+            await self._line.ask("reload", answer_timeout=RELOAD_TIMEOUT)
+        elif self._reread is None:
             raise ConfigInvalid("this engine was given its settings, not a file")
-        self.reload(self._reread())
+        else:
+            self.reload(self._reread())
 
     # What it tells.
 
@@ -306,6 +320,12 @@ class Engine:
         if self._redis is None:
             return "none"
         return "up" if self._redis.is_up else "away"
+
+    async def render(self) -> bytes:
+        return self.metrics.render()
+
+    async def describe(self) -> Mapping[str, Any]:
+        return self.status()
 
     def status(self) -> Mapping[str, Any]:
         """A picture of the engine for operators, without secrets."""

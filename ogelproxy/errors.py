@@ -19,7 +19,7 @@ known here.
     ├── ControlUnavailable   OperationRefused    SecretUnreadable
     ├── HistoryUnavailable
     ├── ConfigInvalid        EmbeddedFailed      SpoolUnusable
-    └── LineFailed           InternalError
+    └── LineFailed           WorkerFailed        InternalError
 """
 
 from __future__ import annotations
@@ -428,6 +428,14 @@ class LineFailed(OgelError):
     code = "line_failed"
     kind = "internal"
     client_text = "the proxy's processes can't reach each other"
+
+
+class WorkerFailed(OgelError):
+    """A worker process did not start; the text is its own."""
+
+    code = "worker_failed"
+    kind = "internal"
+    client_text = "a worker did not start"
 
 
 class InternalError(OgelError):

@@ -14,7 +14,7 @@ from cryptography import x509
 
 from ogelproxy.auth.certificate import end_point
 from ogelproxy.client import Client
-from ogelproxy.config import Config
+from ogelproxy.config import Config, Listen
 from ogelproxy.config import Tls as TlsConfig
 from ogelproxy.errors import ConfigInvalid
 from ogelproxy.login import Login, Tls
@@ -48,23 +48,12 @@ class Listener:
         host, port = self._sockets[0].getsockname()[:2]
         return host, port
 
-    def open(self) -> None:
-        """Bind and listen. Raises OSError naming the settings that failed."""
-        listen = self._config.listen
-        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            sock.bind((listen.host, listen.port))
-            sock.listen(listen.backlog)
-            sock.setblocking(False)
-        except OSError as error:
-            sock.close()
-            where = f"listen.host {listen.host}, listen.port {listen.port}"
-            raise OSError(error.errno, f"{where}: {error.strerror}") from error
-        self._sockets.append(sock)
+    def open(self, given: socket.socket | None = None) -> None:
+        """Accept on `given`, which listens already, or bind and listen.
+
+        Raises OSError naming the settings that failed.
+        """
+        self._sockets.append(given or bind(self._config.listen))
         self._watch()
 
     def close(self) -> None:
@@ -122,6 +111,48 @@ class Listener:
             await self._login.run(client)
         finally:
             self._logins -= 1
+
+
+def bind(listen: Listen, *, is_shared: bool = False) -> socket.socket:
+    """Return a socket that listens; if `is_shared`, others may on the same port.
+
+    The kernel spreads connections over those that share. Raises OSError naming the
+    settings that failed.
+    """
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((listen.host, listen.port))
+        sock.listen(listen.backlog)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        where = f"listen.host {listen.host}, listen.port {listen.port}"
+        raise OSError(error.errno, f"{where}: {error.strerror}") from error
+    return sock
+
+
+def bind_shared(listen: Listen, count: int) -> list[socket.socket]:
+    """Return `count` sockets that share one port. Raises OSError as `bind`."""
+    # Who shares can't tell a port of its own from another proxy's: ask without
+    # sharing first. That also chooses the port, if it is free to be chosen.
+    with bind(listen) as probe:
+        port = probe.getsockname()[1]
+    chosen = listen.model_copy(update={"port": port})
+    sockets: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sockets.append(bind(chosen, is_shared=True))
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
 
 
 def load_tls(config: TlsConfig) -> Tls | None:

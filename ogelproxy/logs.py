@@ -114,9 +114,19 @@ def _quoted(value: Any) -> str:
     return f'"{_one_line(escaped)}"'
 
 
-def configure(config: Log) -> None:
-    """Send the process's events to standard error in the form that is set."""
+def configure(config: Log, *, worker: int | None = None) -> None:
+    """Send the process's events to standard error in the form that is set.
+
+    Those of a worker bear its place.
+    """
     handler = logging.StreamHandler()
+    if worker is not None:
+
+        def sign(record: logging.LogRecord) -> bool:
+            record.worker = worker
+            return True
+
+        handler.addFilter(sign)
     handler.setFormatter(
         JsonFormatter() if config.format == "json" else TextFormatter()
     )

@@ -41,6 +41,7 @@ ROWS = (
         "embedded_mongodb",
         "embedded_valkey",
         "redis",
+        "place",
     ),
     ("_pool", "tenants.model"),
     ("_loan", "tenants", "auth", "gate", "limiter", "usage", "traffic"),
@@ -56,8 +57,8 @@ ROWS = (
     ("listen",),
     ("login",),
     ("listener", "admin"),
-    ("engine",),
-    ("dev", "operate"),
+    ("engine", "supervisor"),
+    ("dev", "operate", "worker"),
     ("cli",),
     ("__init__", "__main__"),
 )

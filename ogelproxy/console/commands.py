@@ -190,8 +190,8 @@ class Commands:
         if command.words:
             raise unknown(command)
         try:
-            self._parts.reload()
-        except (OgelError, OSError) as error:
+            await self._parts.reload()
+        except (OgelError, OSError, TimeoutError) as error:
             log.error("not reloaded: %s", error)
             raise Refused("F0000", "not reloaded: the log says why") from None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -97,7 +97,7 @@ class Parts:
     traffic: TrafficBook
     address: Callable[[], tuple[str, int] | None]  # where clients connect
     console_count: Callable[[], int]
-    reload: Callable[[], None]  # raises ConfigInvalid, OSError
+    reload: Callable[[], Awaitable[None]]  # raises OgelError, OSError
     stop_accepting: Callable[[], None]
     stop: Callable[[], None]  # asks whoever runs the engine
 

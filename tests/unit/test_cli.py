@@ -84,10 +84,10 @@ def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert output.startswith(f"Error: --state {tmp_path}/file/state: ")
 
 
-def test_more_than_one_worker_is_refused_in_so_many_words() -> None:
-    code, output = run("dev", "--workers", "2")
+def test_serving_with_workers_needs_a_place_to_meet() -> None:
+    code, output = run("serve", "--workers", "2")
     assert code == 1
-    assert output == "Error: --workers 2: only one worker is supported\n"
+    assert output == "Error: redis.url (REDIS_URL) is needed for 2 workers\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import uvloop
 
 from ogelproxy import line as module
 from ogelproxy.errors import LineFailed, OperationRefused
@@ -196,3 +197,18 @@ async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
                 end.tell("note", "x" * 100_000)
         async with asyncio.timeout(5):
             await end.wait_closed()
+
+
+def test_it_runs_on_uvloop_too() -> None:
+    async def run() -> Any:
+        ours, theirs = Line("worker"), Line("supervisor")
+        ours.on("same", lambda body: body)
+        for end, sock in zip((ours, theirs), socket.socketpair(), strict=True):
+            await end.open(sock)
+        answer = await theirs.ask("same", "x" * 1_000_000, answer_timeout=5)
+        ours.close()
+        await theirs.wait_closed()
+        return answer
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(run()) == "x" * 1_000_000
