@@ -16,6 +16,7 @@ from ogelproxy._listen import ListenClient
 
 if TYPE_CHECKING:
     from ogelproxy._usage import Attribution
+    from ogelproxy.gate import Admission
 
 #: Largest message of a client that is still logging in (a token fits).
 MAX_LOGIN_MESSAGE = 20_000
@@ -33,6 +34,7 @@ class Session:
     address: str
     protocol: str  # major and minor version that is spoken
     attribution: Attribution
+    admission: Admission  # at the gate
     connected_at: datetime
     is_replication: bool
     process_id: int  # the cancel key that we gave it

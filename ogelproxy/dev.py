@@ -30,11 +30,13 @@ from cryptography.x509.oid import NameOID
 from ogelproxy.auth import apikey
 from ogelproxy.child import Child, is_free
 from ogelproxy.config import Admin, Config, Control, Listen, Pool, Secret, Tls, Usage
+from ogelproxy.config import Redis as RedisConfig
 from ogelproxy.demo import ORGANIZATIONS, DemoOrganization, Seeder
 from ogelproxy.embedded import EmbeddedPostgres
 from ogelproxy.embedded_valkey import EmbeddedValkey
 from ogelproxy.engine import Engine
 from ogelproxy.errors import EmbeddedFailed
+from ogelproxy.redis import Redis
 from ogelproxy.supervisor import Supervisor
 from ogelproxy.tenants.model import OPERATORS
 
@@ -181,6 +183,7 @@ class DevStack:
         )
         await self._start_child(valkey, parts)
         state.keep(valkey_port=valkey.port, redis_url=valkey.url)
+        await _declare_new(Secret(valkey.url))
 
         self._report("Seeding the control plane and the demo organisations")
         seeder = Seeder(postgres, control, kept["orgs"], kept["operator_key"])
@@ -379,6 +382,15 @@ class State:
         )
         _write_private(cert, made.public_bytes(serialization.Encoding.PEM))
         return Tls(cert=cert, key=key)
+
+
+async def _declare_new(url: Secret) -> None:
+    """Tell a Redis that was started a moment ago that it has forgotten nothing."""
+    redis = Redis(RedisConfig(url=url))
+    try:
+        await redis.declare_new()
+    finally:
+        await redis.stop()
 
 
 def _new_secrets() -> dict[str, Any]:

@@ -31,7 +31,7 @@ from ogelproxy.errors import (
     OgelError,
     TenantSuspended,
 )
-from ogelproxy.gate import Gate
+from ogelproxy.gate import Admission, Gate
 from ogelproxy.limiter import Limiter
 from ogelproxy.line import Line
 from ogelproxy.listen import Channels
@@ -42,6 +42,7 @@ from ogelproxy.pool import Pool
 from ogelproxy.redis import Redis
 from ogelproxy.relay import Relay
 from ogelproxy.router import Router
+from ogelproxy.slots import Slots
 from ogelproxy.tenants.directory import Directory, TenantDirectory
 from ogelproxy.tenants.model import OPERATORS, REPLICATION, Tenant
 from ogelproxy.tenants.store import Store
@@ -96,6 +97,7 @@ class Engine:
         self._store: Store | None = None
         self._mongodb: MongoSink | None = None  # while started, where one is configured
         self._redis: Redis | None = None  # while started, where one is configured
+        self._slots: Slots[Admission] | None = None  # likewise
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
         self._is_started = False
@@ -133,6 +135,10 @@ class Engine:
         )
         await self._meter.start()
         self._gate = Gate()
+        if self._redis is not None:
+            self._slots = self._gate.slots = Slots(
+                self._redis, is_strict=not config.limits.floor, on_lost=self._gate.lose
+            )
         self._limiter = Limiter(config.limits, clock=self._clock)
         self._relay = Relay(
             config,
@@ -188,6 +194,8 @@ class Engine:
         if self._redis is not None:
             # Everything that hears a channel has said so by now.
             await self._redis.start()
+        if self._slots is not None:
+            await self._slots.start()
         await directory.start()
         self._listener = Listener(config, self._login, self._relay)
         self._listener.open(self._listening)
@@ -268,6 +276,9 @@ class Engine:
         for name in ("_admin", "_console", "_relay", "_meter", "directory"):
             if (part := getattr(self, name, None)) is not None:
                 await part.stop()
+        if self._slots is not None:
+            await self._slots.stop()
+            self._slots = None
         if self._redis is not None:
             await self._redis.stop()
             self._redis = None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 #: Hash: which hosts may mint a part of every limit without asking (`limiter`).
 HOSTS = "o7s:hosts"
+#: Hash: which run of the server keeps the slots of connections, since when (`slots`).
+EPOCH = "o7s:epoch"
 #: Channel: organisations that changed, as ``HANDLE VERSION`` (`tenants`).
 CHANGES = "o7s:changes"
 #: Channel: cancel requests for clients of other machines (`cancel`).
@@ -19,7 +21,7 @@ def tier(handle: str) -> str:
 
 
 def connections(handle: str) -> str:
-    """Hash: the connections of an organisation, by host (`gate`)."""
+    """Hash: the connections of an organisation, by host (`slots`)."""
     return f"connections:{handle}"
 
 

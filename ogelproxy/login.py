@@ -13,6 +13,7 @@ import logging
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -38,7 +39,7 @@ from ogelproxy.replication import ReplicationPool
 from ogelproxy.tenants.model import OPERATORS, Credential, Target, Tenant
 
 if TYPE_CHECKING:
-    from ogelproxy.gate import Gate
+    from ogelproxy.gate import Admission, Gate
     from ogelproxy.limiter import Limiter
     from ogelproxy.metrics import Metrics
     from ogelproxy.pool import Pool
@@ -159,18 +160,20 @@ class Login:
         if tenant is None or tenant.is_suspended:
             raise TenantSuspended()
         target = self._router.route(tenant, packet.database)
-        self._gate.admit(tenant)
+        admission = await self._gate.admit(tenant)
         try:
             if packet.replication:
-                await self._replicate(client, packet, credential, tenant, target)
+                await self._replicate(
+                    client, packet, credential, tenant, target, admission
+                )
                 return
             pool = self._router.pool(tenant, target)
             # Connections under way count as clients: the pool must not go.
             settings = await pool.settings(_session_settings(packet))
-            self._welcome(client, packet, credential, tenant, pool, settings)
+            self._welcome(client, packet, credential, tenant, admission, pool, settings)
         except BaseException:
             if client.is_logging_in:
-                self._gate.leave(tenant.handle)
+                self._gate.leave(admission)
             raise
 
     async def _first_packet(self, client: Client) -> startup.Startup | None:
@@ -323,6 +326,7 @@ class Login:
         credential: Credential,
         tenant: Tenant,
         target: Target,
+        admission: Admission,
     ) -> None:
         """Let a client in that has a server of its own."""
         replication.check(tenant, target)
@@ -337,7 +341,7 @@ class Login:
         try:
             settings = await pool.open()
             replication.check(self._tenants.peek(tenant.handle) or tenant, target)
-            self._welcome(client, packet, credential, tenant, pool, settings)
+            self._welcome(client, packet, credential, tenant, admission, pool, settings)
         except BaseException:
             pool.retire_all()
             raise
@@ -349,12 +353,15 @@ class Login:
         packet: startup.Startup,
         credential: Credential,
         tenant: Tenant,
+        admission: Admission,
         pool: Pool,
         settings: Settings,
     ) -> None:
         # The record may have changed while servers were asked: what was
         # decided above must still hold when the client is let in.
         tenant = self._still_welcome(tenant, credential, pool.target)
+        if admission.error is not None:
+            raise admission.error
         application = packet.settings.get("application_name", "")
         attribution = self._meter.attribution(tenant, pool.target, application)
         if client.is_broken:
@@ -369,6 +376,7 @@ class Login:
             address=client.address,
             protocol=f"3.{packet.spoken_minor}",
             attribution=attribution,
+            admission=admission,
             connected_at=datetime.now(UTC),
             is_replication=bool(packet.replication),
             process_id=process_id,
@@ -394,6 +402,7 @@ class Login:
             traffic,
         )
         self._relay.enter(client)
+        admission.on_lost = partial(self._relay.fail, client)
 
     def _still_welcome(
         self, before: Tenant, credential: Credential, target: Target

@@ -25,6 +25,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ogelproxy.config import Redis as RedisConfig
 from ogelproxy.errors import ConfigInvalid, RedisUnavailable
+from ogelproxy.keys import HOSTS
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,13 @@ class Script:
 
 #: Keys and arguments of one run of a script.
 Call = tuple[Sequence[str], Sequence[str | int | float]]
+
+
+#: Notes in the registry of hosts that nobody has leases of an earlier run.
+COMPLETE = Script(
+    "local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')\n"
+    "return redis.call('HSET', KEYS[1], 'complete', run)"
+)
 
 
 class Redis:
@@ -143,6 +151,15 @@ class Redis:
             pipeline.evalsha(sha, len(keys), *keys, *arguments)
         answers: list[Any] = await self._watched(pipeline.execute(raise_on_error=False))
         return answers
+
+    async def declare_new(self) -> None:
+        """Say that no process of ours knew this server before its latest start.
+
+        Only who has just started it can know that. Leases are granted at once then,
+        and not when all that could have been granted before have run out. Raises
+        RedisUnavailable.
+        """
+        await self.run(COMPLETE, [((HOSTS,), ())])
 
     def hear(self, channel: str, hearer: Hearer) -> None:
         """Call `hearer` with each message of a channel; before `start`.

@@ -172,7 +172,7 @@ class Relay:
             client.pool.retire_all()
         self.pinned_count -= bool(client.held_by)
         self.cancels.withdraw(session.process_id)
-        self._gate.leave(session.handle)
+        self._gate.leave(session.admission)
         self._tenants.release(session.handle)
 
     def fail(self, client: Client, error: OgelError) -> None:

@@ -43,7 +43,7 @@ ROWS = (
         "redis",
         "place",
     ),
-    ("_pool", "tenants.model"),
+    ("_pool", "tenants.model", "slots"),
     ("_loan", "tenants", "auth", "gate", "limiter", "usage", "traffic"),
     ("_server", "_client", "demo"),
     ("_simple", "server"),

@@ -123,7 +123,7 @@ class TenantConsole:
             bucket.max_wait,
             bucket.admitted,
             sum(total.refused for total in self._ledger.databases(tenant.id)),
-            self._gate.count(tenant.handle),
+            self._gate.total(tenant.handle),
             tenant.max_connections,
         )
 

@@ -22,7 +22,7 @@ from ogelproxy.client import Client, Session
 from ogelproxy.config import Config, Limits, Secret
 from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import OgelError
-from ogelproxy.gate import Gate
+from ogelproxy.gate import Admission, Gate
 from ogelproxy.limiter import Limiter
 from ogelproxy.listen import Channels
 from ogelproxy.metrics import Metrics
@@ -278,6 +278,7 @@ class Rig:
             "attribution": self.attribution,
             "process_id": process_id,
             "secret": secret,
+            "admission": self._admission(),
         }
         # What else a login learns is for views that nobody asks for here.
         client.session = Session(
@@ -287,11 +288,18 @@ class Rig:
             *(self.relay, self.pool, self.pool.baseline, self.bucket),
             *(self.attribution, self.table, self.traffic),
         )
-        self.relay._gate.admit(self.relay._tenants.peek("org_a"))
         self.relay.enter(client)
         peer = Peer(theirs, client)
         self.clients.append((peer, client))
         return peer
+
+    def _admission(self) -> Admission:
+        admitting = self.relay._gate.admit(self.relay._tenants.peek("org_a"))
+        try:
+            admitting.send(None)
+        except StopIteration as admitted:
+            return admitted.value
+        raise AssertionError("a gate that is alone waits for nothing")
 
     def turn(self) -> bool:
         """Let the proxy do what it can; tell whether any byte moved."""
