@@ -31,6 +31,7 @@ from ogelproxy.errors import (
     OgelError,
     TenantSuspended,
 )
+from ogelproxy.front import LineSlots
 from ogelproxy.gate import Admission, Gate
 from ogelproxy.limiter import Limiter
 from ogelproxy.line import Line
@@ -97,7 +98,7 @@ class Engine:
         self._store: Store | None = None
         self._mongodb: MongoSink | None = None  # while started, where one is configured
         self._redis: Redis | None = None  # while started, where one is configured
-        self._slots: Slots[Admission] | None = None  # likewise
+        self._slots: Slots[Admission] | None = None  # likewise; a worker has none
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
         self._is_started = False
@@ -135,7 +136,9 @@ class Engine:
         )
         await self._meter.start()
         self._gate = Gate()
-        if self._redis is not None:
+        if self._line is not None:
+            self._gate.slots = LineSlots(self._line, on_lost=self._gate.lose)
+        elif self._redis is not None:
             self._slots = self._gate.slots = Slots(
                 self._redis, is_strict=not config.limits.floor, on_lost=self._gate.lose
             )

@@ -22,9 +22,11 @@ from typing import Any, Self
 from ogelproxy.admin import Admin
 from ogelproxy.config import Config
 from ogelproxy.errors import ConfigInvalid, LineFailed, OgelError
+from ogelproxy.front import Front
 from ogelproxy.listener import bind_shared, load_tls
 from ogelproxy.metrics import CounterSample, GaugeSample, Metrics, Sample, Totals
 from ogelproxy.place import Place, Process
+from ogelproxy.redis import Redis
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ class Supervisor:
         self._keepers: list[asyncio.Task[None]] = []  # one per place
         self._rolling: asyncio.Task[None] | None = None
         self._admin = Admin(config.admin, self)
+        self._redis: Redis | None = None  # while started
+        self._front: Front | None = None  # likewise
         self._past = Totals()  # counters of workers that are gone
         self._silence_count = 0  # questions that went without an answer
         self._is_draining = False
@@ -109,6 +113,7 @@ class Supervisor:
                 f"redis.url (REDIS_URL) is needed for {config.workers} workers"
             )
         load_tls(config.tls)
+        await self._open_front(Redis(config.redis))
         self._sockets = bind_shared(config.listen, config.workers)
         host, port = self._sockets[0].getsockname()[:2]
         self._address = (host, port)
@@ -126,6 +131,16 @@ class Supervisor:
             await asyncio.gather(*fills, return_exceptions=True)
             raise
         self._keepers = [asyncio.create_task(place.keep()) for place in self._places]
+
+    async def _open_front(self, redis: Redis) -> None:
+        """Hold the slots of all workers' connections."""
+        self._redis = redis
+        self._front = Front(redis, is_strict=not self.config.limits.floor)
+        self.on("slot.take", self._front.take)
+        self.on("slot.give", self._front.give)
+        self.on_gone.append(self._front.gone)
+        await redis.start()
+        await self._front.start()
 
     async def drain(self) -> None:
         """Accept no more, and let workers end; bounded by `drain_timeout`."""
@@ -159,6 +174,10 @@ class Supervisor:
                 process.kill()
             for process in processes:
                 await process.ended.wait()
+        if self._front is not None:
+            await self._front.stop()
+        if self._redis is not None:
+            await self._redis.stop()
 
     def reload(self, config: Config) -> None:
         """Give new settings to all workers. Raises ConfigInvalid.

@@ -44,7 +44,7 @@ ROWS = (
         "place",
     ),
     ("_pool", "tenants.model", "slots"),
-    ("_loan", "tenants", "auth", "gate", "limiter", "usage", "traffic"),
+    ("_loan", "tenants", "auth", "gate", "front", "limiter", "usage", "traffic"),
     ("_server", "_client", "demo"),
     ("_simple", "server"),
     ("_naming",),
