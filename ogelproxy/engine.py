@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from ogelproxy.admin import Admin
 from ogelproxy.auth import Authenticator
+from ogelproxy.cancel import Neighbours
 from ogelproxy.config import Config
 from ogelproxy.console.operator import OperatorConsole, Parts
 from ogelproxy.console.tenant import TenantConsole
@@ -60,6 +61,9 @@ SWEEP_INTERVAL = 0.25
 
 #: Seconds between notes of when keys were last used.
 KEY_INTERVAL = 30.0
+
+#: Seconds that a drain waits for clients that log in.
+LOGIN_GRACE = 5.0
 
 #: Seconds that the supervisor gets to read the settings.
 RELOAD_TIMEOUT = 10.0
@@ -159,6 +163,13 @@ class Engine:
             clock=self._clock,
         ).open
         self._relay.channels = Channels
+        Neighbours(
+            self._relay.cancels,
+            line=self._line,
+            redis=self._redis,
+            spawn=self._relay.spawn,
+            clock=self._clock,
+        )
         self._router = Router(config.pool, self._relay)
         self._traffic = TrafficBook(self._relay.reactor.now)
         self._console = OperatorConsole(
@@ -253,7 +264,15 @@ class Engine:
         Bounded by `drain_timeout`.
         """
         self._stop_accepting()
-        await self._relay.drain(self.config.drain_timeout)
+        await self._drain(self.config.drain_timeout)
+
+    async def _drain(self, grace: float) -> None:
+        # Who was accepted is told in words, not cut off in the middle of its login.
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LOGIN_GRACE
+        await self._relay.drain(
+            grace, lambda: self._listener.login_count > 0 and loop.time() < end
+        )
 
     def _stop_accepting(self) -> None:
         self._is_draining = True
@@ -264,7 +283,7 @@ class Engine:
         if self._is_started and not self._is_draining:
             self._stop_accepting()
             wait = self.config.drain_timeout if grace is None else grace
-            await self._relay.drain(wait)
+            await self._drain(wait)
         await self._stop_parts()
 
     async def _stop_parts(self) -> None:

@@ -38,7 +38,7 @@ class Listener:
         self._login = login
         self._relay = relay
         self._sockets: list[socket.socket] = []
-        self._logins = 0
+        self.login_count = 0  # clients that log in
         self._is_full = False
 
     @property
@@ -76,8 +76,8 @@ class Listener:
     @property
     def _has_room(self) -> bool:
         listen = self._config.listen
-        clients = self._relay.client_count + self._logins
-        return self._logins < listen.max_logins and clients < listen.max_clients
+        clients = self._relay.client_count + self.login_count
+        return self.login_count < listen.max_logins and clients < listen.max_clients
 
     def _accept(self, sock: socket.socket) -> None:
         for _ in range(ACCEPTED_AT_ONCE):
@@ -103,14 +103,14 @@ class Listener:
             client = Client(self._relay.reactor, accepted.detach())
             client.address = peer[0].removeprefix("::ffff:")
             client.port = peer[1]
-            self._logins += 1
+            self.login_count += 1
             self._relay.spawn(self._log_in(client))
 
     async def _log_in(self, client: Client) -> None:
         try:
             await self._login.run(client)
         finally:
-            self._logins -= 1
+            self.login_count -= 1
 
 
 def bind(listen: Listen, *, is_shared: bool = False) -> socket.socket:

@@ -359,10 +359,15 @@ class Relay:
             elif 0 < limits.idle_timeout < silent:
                 self.fail(connection, IdleTimeout())
 
-    async def drain(self, grace: float) -> None:
-        """Tell idle clients to go, let the others finish; bounded in time."""
+    async def drain(
+        self, grace: float, is_coming: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Tell idle clients to go, let the others finish; bounded in time.
+
+        It is not the end while somebody `is_coming`: logs in yet.
+        """
         end = self.reactor.loop.time() + grace
-        while self.client_count:
+        while self.client_count or is_coming():
             late = self.reactor.loop.time() >= end
             for members in list(self.clients.values()):
                 for client in list(members):

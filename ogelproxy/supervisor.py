@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ogelproxy.admin import Admin
+from ogelproxy.cancel import CANCEL_TIMEOUT
 from ogelproxy.config import Config
 from ogelproxy.errors import ConfigInvalid, LineFailed, OgelError
 from ogelproxy.front import Front
@@ -83,6 +84,7 @@ class Supervisor:
         self.on("farewell", self._farewell)
         self.on("reload", self._reload)
         self.on("shutdown", self._shutdown)
+        self.on("cancel", self._cancel)
         self.on("everyone", self._everyone)
 
     async def __aenter__(self) -> Self:
@@ -278,6 +280,13 @@ class Supervisor:
         for keeper in self._keepers:
             keeper.cancel()
         self.stop_asked.set()
+
+    async def _cancel(self, process: Process, key: Mapping[str, Any]) -> bool:
+        """Ask the other workers whether one knows this cancel key."""
+        answers = await self.ask_all(
+            "cancel", key, but=process, answer_timeout=CANCEL_TIMEOUT
+        )
+        return any(answer.body for answer in answers)
 
     async def _everyone(
         self, process: Process, body: Mapping[str, Any]

@@ -20,6 +20,7 @@ pytest_plugins = [
     "tests.fixtures.mongodb",
     "tests.fixtures.secured",
     "tests.fixtures.servers",
+    "tests.fixtures.workers",
 ]
 
 

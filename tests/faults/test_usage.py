@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
-from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -13,35 +11,18 @@ from psycopg import sql
 
 from ogelproxy.protocol import messages
 from ogelproxy.tenants.model import LimiterMode
-from tests.fixtures.engine import Organization, Proxy
+from tests.fixtures.engine import Proxy
 from tests.fixtures.faults import RawClient, eventually, kinds
-
-SYNC = messages.message(b"S", b"")
-EXECUTE = messages.message(b"E", bytes(5))
-MODES = ["session", "transaction", "auto"]
-
-
-def parse(text: str, name: str = "") -> bytes:
-    return messages.message(b"P", f"{name}\0{text}\0\0\0".encode())
-
-
-def bind(name: str = "") -> bytes:
-    return messages.message(b"B", f"\0{name}\0".encode() + bytes(6))
-
-
-def billed(organization: Organization) -> dict[str, int]:
-    """The organisation's totals in the control plane."""
-    proxy = organization.proxy
-    with psycopg.connect(proxy.postgres.dsn(proxy.control)) as control:
-        row = control.execute(
-            "SELECT sum(query_count), sum(rows), sum(bytes) "
-            "FROM platform.usage_metrics JOIN platform.organizations AS org "
-            "ON org.id = org_id WHERE handle = %s",
-            [organization.handle],
-        ).fetchone()
-    assert row is not None
-    names = ("queries", "rows", "bytes")
-    return {name: int(value or 0) for name, value in zip(names, row, strict=True)}
+from tests.fixtures.load import (
+    EXECUTE,
+    MODES,
+    SYNC,
+    Load,
+    at_least,
+    billed,
+    bind,
+    parse,
+)
 
 
 def simple(client: psycopg.Connection) -> int:
@@ -200,44 +181,6 @@ def test_a_refused_query_is_not_billed(own_proxy: Proxy) -> None:
     assert billed(organization)["queries"] == answered
 
 
-class Load:
-    """Clients that ask as fast as they are answered, until the end."""
-
-    def __init__(self, organization: Organization, count: int) -> None:
-        self._organization = organization
-        self.replies = [0] * count
-        self._threads = [
-            threading.Thread(target=self._run, args=[number]) for number in range(count)
-        ]
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def wait_under_way(self) -> None:
-        """Wait until every client was answered often."""
-        eventually(lambda: min(self.replies) > 20)
-
-    def join(self) -> None:
-        for thread in self._threads:
-            thread.join(30)
-            assert not thread.is_alive()
-
-    def _run(self, number: int) -> None:
-        mode = MODES[number % len(MODES)]
-        try:
-            with RawClient.logged_in(self._organization, mode) as client:
-                while True:
-                    if number % 2:
-                        client.query("SELECT 1")
-                    else:
-                        client.send(parse("SELECT 1") + bind() + EXECUTE + SYNC)
-                        client.until(b"Z")
-                    self.replies[number] += 1
-        except OSError:
-            pass
-
-
 def test_a_killed_proxy_bills_each_answered_query_once(own_proxy: Proxy) -> None:
     clients = 4
     own_proxy.settings["OGELPROXY_USAGE_BATCH_INTERVAL"] = "0.3"
@@ -261,10 +204,6 @@ def test_a_killed_proxy_bills_each_answered_query_once(own_proxy: Proxy) -> None
     own_proxy.stop()
     total = billed(organization)["queries"]
     assert 0 <= total - answered <= clients * 4
-
-
-def at_least(organization: Organization, count: int) -> Callable[[], bool]:
-    return lambda: billed(organization)["queries"] >= count
 
 
 def test_usage_waits_in_the_spool_while_the_control_plane_is_away(

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import asyncpg
 import psycopg
@@ -21,9 +20,15 @@ from psycopg import errors
 from psycopg.rows import dict_row
 
 from ogelproxy.auth import apikey
-from ogelproxy.auth.scram import make_verifier
 from ogelproxy.tenants.model import OPERATORS, LimiterMode
-from tests.fixtures.engine import ACTOR, Organization, Proxy, free_port
+from tests.fixtures.engine import (
+    ACTOR,
+    Organization,
+    Proxy,
+    can_connect,
+    create_operator,
+    free_port,
+)
 from tests.fixtures.postgres import Postgres
 from tests.fixtures.wire import SYNC, Wire, bind, execute, kinds, parse, query
 
@@ -57,32 +62,6 @@ TABLES = (
 #: PgBouncer 1.18 named it otherwise.
 RENAMED = {"reserve_pool": "reserve_pool_size"}
 PID = "SELECT pg_backend_pid()"
-
-
-def create_operator(proxy: Proxy, name: str = "tests") -> tuple[str, UUID]:
-    """Make an operator's key; return the console's URL and the key's id."""
-
-    async def create(store: Any) -> tuple[str, UUID]:
-        await store.migrate()
-        key = apikey.generate()
-        verifier = make_verifier(key, *await store.fetch_operator_scram())
-        key_id = await store.create_operator_key(
-            name, *verifier, apikey.prefix(key), actor=ACTOR
-        )
-        return proxy.dsn(OPERATORS, key, OPERATORS), key_id
-
-    made = proxy.operate(create)
-    if proxy.process is not None:
-        until(lambda: can_connect(made[0]))  # the proxy is told in a moment
-    return made
-
-
-def can_connect(url: str) -> bool:
-    try:
-        Wire(url).sock.close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 def until(condition: Callable[[], object]) -> None:
