@@ -51,6 +51,8 @@ from ogelproxy.tenants.store import Store
 from ogelproxy.tenants.vault import Vault
 from ogelproxy.traffic import TrafficBook
 from ogelproxy.usage import Meter
+from ogelproxy.usage.events import EventSink, LoggedEvents, Outbox, PostgresEvents
+from ogelproxy.usage.journal import Journal
 from ogelproxy.usage.mongodb import MongoSink
 from ogelproxy.usage.sinks import MemorySink, PostgresSink, Sink
 
@@ -139,6 +141,8 @@ class Engine:
             config.usage, sinks, clock=self._clock, is_shared=self._line is not None
         )
         await self._meter.start()
+        self._journal = self._make_journal()
+        await self._journal.start()
         self._gate = Gate()
         if self._line is not None:
             self._gate.slots = LineSlots(self._line, on_lost=self._gate.lose)
@@ -147,6 +151,7 @@ class Engine:
                 self._redis, is_strict=not config.limits.floor, on_lost=self._gate.lose
             )
         self._limiter = Limiter(config.limits, clock=self._clock)
+        self._limiter.prompted = self._prompt
         self._relay = Relay(
             config,
             loop=asyncio.get_running_loop(),
@@ -180,6 +185,7 @@ class Engine:
                 tenants=directory,
                 gate=self._gate,
                 traffic=self._traffic,
+                journal=self._journal,
                 address=lambda: self._listener.address,
                 console_count=lambda: len(self._console),
                 reload=self._reload,
@@ -202,6 +208,7 @@ class Engine:
             metrics=self.metrics,
             traffic=self._traffic,
             console=self._console,
+            journal=self._journal,
         )
         self._login.tls = tls
         directory.subscribe(self._tenant_changed)
@@ -226,8 +233,13 @@ class Engine:
 
     async def _open_control(self) -> tuple[TenantDirectory, Sequence[Sink]]:
         control = self.config.control
+        usage = self.config.usage
+        if usage.mongodb_url is not None:
+            self._mongodb = MongoSink(usage.mongodb_url, usage.history_days)
+        history: list[Sink] = [] if self._mongodb is None else [self._mongodb]
         if self._given_directory is not None:
-            return self._given_directory, self._given_sinks or (MemorySink(),)
+            sinks = self._given_sinks or history or [MemorySink()]
+            return self._given_directory, sinks
         if control.database_url is None or control.secret_key is None:
             raise ConfigInvalid(
                 "control.database_url (DATABASE_URL) and control.secret_key "
@@ -239,18 +251,39 @@ class Engine:
         directory = Directory(self._store, control, clock=self._clock)
         if self._given_sinks is not None:
             return directory, self._given_sinks
+        billing = PostgresSink(
+            self._store.pool,
+            usage.history_days,
+            keeps_history=self._mongodb is None,
+        )
+        return directory, [billing, *history]
+
+    def _make_journal(self) -> Journal:
+        """Events go to MongoDB if it is set, else to the control plane if there is."""
         usage = self.config.usage
-        sinks: list[Sink] = [
-            PostgresSink(
-                self._store.pool,
-                usage.history_days,
-                keeps_history=usage.mongodb_url is None,
-            )
-        ]
-        if usage.mongodb_url is not None:
-            self._mongodb = MongoSink(usage.mongodb_url, usage.history_days)
-            sinks.append(self._mongodb)
-        return directory, sinks
+        sink: EventSink = LoggedEvents()
+        outbox: Outbox | None = None
+        if self._mongodb is not None:
+            sink = self._mongodb
+            if self._store is not None:
+                outbox = Outbox(self._store.pool, sink)
+        elif self._store is not None:
+            sink = PostgresEvents(self._store.pool, usage.history_days)
+        return Journal(
+            usage.spool_dir / "events",
+            sink,
+            interval=usage.batch_interval,
+            forward=None if outbox is None else outbox.forward,
+        )
+
+    def _prompt(self, tenant: Tenant) -> None:
+        """Note that a tenant meets its rate often."""
+        self._journal.note(
+            tenant.id,
+            "upgrade_prompt.max_queries_per_second",
+            tier=tenant.tier.name,
+            limit=tenant.tier.max_queries_per_second,
+        )
 
     async def _mock_secret(self) -> bytes:
         # Without a control plane, stable for as long as the engine lives.
@@ -295,7 +328,7 @@ class Engine:
         for name in ("_listener", "_router"):
             if (part := getattr(self, name, None)) is not None:
                 part.close()
-        for name in ("_admin", "_console", "_relay", "_meter", "directory"):
+        for name in ("_admin", "_console", "_relay", "_meter", "_journal", "directory"):
             if (part := getattr(self, name, None)) is not None:
                 await part.stop()
         if self._slots is not None:
@@ -369,6 +402,7 @@ class Engine:
             "control_plane": "degraded" if self.directory.is_degraded else "up",
             "redis": self._redis_state,
             "usage_spool": self._meter.spool_state,
+            "event_spool": "half full" if self._journal.is_crowded else "ok",
             "draining": self._is_draining,
             "clients": self._relay.client_count,
             "pools": [
@@ -411,6 +445,8 @@ class Engine:
             yield GaugeSample("o7s_redis_up", {}, self._redis.is_up)
         meter = self._meter
         yield GaugeSample("o7s_usage_spooled_batches", {}, meter.spooled_count)
+        journal = self._journal
+        yield CounterSample("o7s_events_dropped_total", {}, journal.dropped_count)
         yield GaugeSample("o7s_usage_spool_bytes", {}, meter.spool_bytes)
         limit = self.config.usage.max_spool_bytes
         yield GaugeSample("o7s_usage_spool_limit_bytes", {}, limit)

@@ -53,6 +53,8 @@ class Limiter:
     def __init__(self, config: Limits, clock: Callable[[], float]) -> None:
         self.config = config  # the relay asks it how long transactions may wait
         self._clock = clock
+        #: Told of a tenant each time that it is refused, having been so often.
+        self.prompted: Callable[[Tenant], None] = lambda tenant: None
         # Both have the same keys; the order is that of the last look.
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
         self._records: dict[str, _Record] = {}
@@ -100,6 +102,7 @@ class Limiter:
             return RateLimited(detail=detail, hint=hint)
         if self._is_repeated(tenant.handle):
             hint += "; you meet this limit often: upgrade for a higher one"
+            self.prompted(tenant)
         return RateLimited(
             f"{tenant.handle} met its limit of {bucket.rate:.10g}/s",
             detail=f"tier={tenant.tier.name} {detail}",

@@ -33,6 +33,7 @@ from ogelproxy.errors import (
     ProtocolViolation,
     TenantSuspended,
     TLSRequired,
+    TooManyConnections,
 )
 from ogelproxy.protocol import forwarding, hello, messages, startup
 from ogelproxy.replication import ReplicationPool
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from ogelproxy.router import Router
     from ogelproxy.traffic import TrafficBook
     from ogelproxy.usage import Meter
+    from ogelproxy.usage.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class Login:
         metrics: Metrics,
         traffic: TrafficBook,
         console: OperatorConsole,
+        journal: Journal,
     ) -> None:
         self.config = config
         self.tls: Tls | None = None  # replaced at a reload
@@ -94,6 +97,7 @@ class Login:
         self._metrics = metrics
         self._traffic = traffic
         self._console = console
+        self._journal = journal
 
     async def run(self, client: Client) -> None:
         """Log a client in, or tell it why not."""
@@ -160,7 +164,7 @@ class Login:
         if tenant is None or tenant.is_suspended:
             raise TenantSuspended()
         target = self._router.route(tenant, packet.database)
-        admission = await self._gate.admit(tenant)
+        admission = await self._admit(tenant)
         try:
             if packet.replication:
                 await self._replicate(
@@ -174,6 +178,19 @@ class Login:
         except BaseException:
             if client.is_logging_in:
                 self._gate.leave(admission)
+            raise
+
+    async def _admit(self, tenant: Tenant) -> Admission:
+        """Ask the gate; what it refuses for its tier is noted."""
+        try:
+            return await self._gate.admit(tenant)
+        except TooManyConnections:
+            self._journal.note(
+                tenant.id,
+                "upgrade_prompt.max_connections",
+                tier=tenant.tier.name,
+                limit=tenant.max_connections,
+            )
             raise
 
     async def _first_packet(self, client: Client) -> startup.Startup | None:

@@ -74,6 +74,7 @@ COUNTERS = {
     "o7s_usage_delivered_batches_total": Declared("Usage batches delivered."),
     "o7s_worker_restarts_total": Declared("Workers that ended unasked."),
     "o7s_worker_silences_total": Declared("Questions that a worker did not answer."),
+    "o7s_events_dropped_total": Declared("Events that found no room on the disk."),
 }
 GAUGES = {
     "o7s_clients": Declared("Clients that are logged in."),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ogelproxy.relay import Relay, Tenants
     from ogelproxy.router import Router
     from ogelproxy.traffic import TrafficBook
+    from ogelproxy.usage.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class Parts:
     tenants: Tenants
     gate: Gate
     traffic: TrafficBook
+    journal: Journal
     address: Callable[[], tuple[str, int] | None]  # where clients connect
     console_count: Callable[[], int]
     reload: Callable[[], Awaitable[None]]  # raises OgelError, OSError
@@ -212,6 +214,24 @@ class OperatorConsole:
         await self._commands.run(command, is_gone)
         return Result(iter(()), command.verb)
 
+    async def audit(self, client: Client, command: Command) -> None:
+        """Record who gave a command, before it does anything."""
+        if not self._commands.knows(command.verb):
+            return
+        key_id, _ = self._sessions[client]
+        operators = self._parts.tenants.peek(OPERATORS)
+        keys = operators.keys if operators is not None else ()
+        names = [key.name for key in keys if key.id == key_id]
+        tenant = self._parts.tenants.peek(command.subject().partition("/")[0])
+        await self._parts.journal.record(
+            f"operator:{names[0] if names else key_id}",
+            f"console.{command.verb.lower()}",
+            tenant.id if tenant is not None else None,
+            command=" ".join((command.verb, *command.words)),
+            key=str(key_id),
+            address=client.address,
+        )
+
     def _rows(self, name: str) -> Iterable[Sequence[Value]]:
         table = self._tables.find(name)
         assert table is not None
@@ -279,6 +299,7 @@ class Session:
 
     async def _execute(self, command: Command) -> Result:
         client = self._client
+        await self._console.audit(client, command)
         result = await self._console.execute(command, lambda: client.is_broken)
         if command.verb in OPENING:
             self._is_in_transaction = True

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from ogelproxy.config import Usage
 from ogelproxy.errors import OgelError, ServerBusy, SpoolUnusable
 from ogelproxy.tenants.model import Target, Tenant
 from ogelproxy.usage.ledger import Ledger
-from ogelproxy.usage.sinks import HOUR, MemorySink, PostgresSink, Sink
+from ogelproxy.usage.sinks import HOUR, MemorySink, PostgresSink, Sink, retry_interval
 from ogelproxy.usage.spool import Batch, Payer, Row, read_batch
 from ogelproxy.usage.spools import Spools
 
@@ -51,11 +50,6 @@ Result = TypeVar("Result")
 MAX_APPLICATION_NAMES = 64
 OTHER_APPLICATIONS = "(other)"
 
-#: Seconds between tries of a sink that fails: doubled each time up to the last,
-#: and drawn from the upper half so that nodes don't come back in step.
-FIRST_RETRY_INTERVAL = 0.25
-LAST_RETRY_INTERVAL = 30.0
-
 #: Seconds between looks for what processes that are gone left.
 ADOPT_INTERVAL = 10.0
 
@@ -72,11 +66,6 @@ class Outlet:
         self.turn = asyncio.Lock()  # one delivery at a time, in order
         self.ready = asyncio.Event()  # a batch was closed
         self.failures = 0  # tries since the last batch it took
-
-    def retry_interval(self) -> float:
-        """Return the seconds until the next try, by how many failed."""
-        doubled = FIRST_RETRY_INTERVAL * 2.0 ** min(self.failures - 1, 16)
-        return min(doubled, LAST_RETRY_INTERVAL) * random.uniform(0.5, 1.0)
 
 
 class Meter:
@@ -302,7 +291,7 @@ class Meter:
             try:
                 await self._deliver(outlet)
             except Exception as error:
-                interval = outlet.retry_interval()
+                interval = retry_interval(outlet.failures)
                 logger.warning(
                     "usage was not delivered, next try in %.1f s: %s",
                     interval,

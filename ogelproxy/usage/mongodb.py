@@ -28,6 +28,7 @@ from pymongo.errors import (
 from ogelproxy.config import Secret
 from ogelproxy.errors import ConfigInvalid, HistoryUnavailable
 from ogelproxy.tenants.model import DatabaseType, UsageTotal
+from ogelproxy.usage.events import Event, EventKind
 from ogelproxy.usage.sinks import HOUR
 from ogelproxy.usage.spool import Batch, Row
 
@@ -38,6 +39,7 @@ Document = dict[str, Any]
 USAGE = "usageHistory"
 AUDIT = "auditLogs"
 ANALYTICS = "analyticsEvents"
+COLLECTIONS = {EventKind.AUDIT: AUDIT, EventKind.ANALYTICS: ANALYTICS}
 
 #: Of the database when the URL names none.
 DATABASE = "ogelproxy"
@@ -127,6 +129,14 @@ class MongoSink:
             part = batch.rows[self._stored : self._stored + ROWS_AT_ONCE]
             await self._insert(USAGE, [_document(batch, row) for row in part])
             self._stored += len(part)
+
+    async def record(self, events: Sequence[Event]) -> None:
+        """Store the audit in `auditLogs`, the rest in `analyticsEvents`."""
+        await self._prepare()
+        for kind, name in COLLECTIONS.items():
+            documents = [_event(event) for event in events if event.kind is kind]
+            if documents:
+                await self._insert(name, documents)
 
     async def fetch_history(
         self,
@@ -254,6 +264,17 @@ def _document(batch: Batch, row: Row) -> Document:
         "longestSeconds": row.longest_seconds,
         "vcpuHours": row.vcpu_seconds / HOUR,
         "memoryGbHours": row.memory_gib_seconds / HOUR,
+    }
+
+
+def _event(event: Event) -> Document:
+    return {
+        "_id": event.key,
+        "orgId": None if event.org_id is None else str(event.org_id),
+        "at": _moment(event.at),
+        "actor": event.actor,
+        "action": event.action,
+        "details": dict(event.details),
     }
 
 

@@ -8,6 +8,7 @@ that never change. Sinks know no files and no table; `Meter` retries for them.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -21,6 +22,11 @@ from ogelproxy.usage.spool import Batch, Row
 logger = logging.getLogger(__name__)
 
 HOUR = 3600
+
+#: Seconds between tries of a sink that fails: doubled each time up to the last,
+#: and drawn from the upper half so that nodes don't come back in step.
+FIRST_RETRY_INTERVAL = 0.25
+LAST_RETRY_INTERVAL = 30.0
 
 #: Seconds between two looks for history that is too old, and rows taken away at
 #: once: short transactions, so that nothing else waits for them.
@@ -81,6 +87,12 @@ DELETE FROM platform.usage_history
     SELECT ctid FROM platform.usage_history
      WHERE first_at < now() - make_interval(days => $1) LIMIT $2))
 """
+
+
+def retry_interval(failures: int) -> float:
+    """Return the seconds until the next try, when so many in a row failed."""
+    doubled = FIRST_RETRY_INTERVAL * 2.0 ** min(failures - 1, 16)
+    return min(doubled, LAST_RETRY_INTERVAL) * random.uniform(0.5, 1.0)
 
 
 class Sink(Protocol):

@@ -502,7 +502,7 @@ async def test_every_write_leaves_an_event_with_its_actor(plane: Plane) -> None:
     await plane.store.suspend("org_a", actor="bob")
     rows = await plane.sql(
         "SELECT actor, action, details::text, org_id IS NOT NULL "
-        "FROM platform.events ORDER BY id"
+        "FROM platform.events WHERE kind = 'audit' ORDER BY id"
     )
     assert [row[:2] for row in rows if isinstance(row, tuple)] == [
         (ME, "organization.create"),
@@ -512,6 +512,20 @@ async def test_every_write_leaves_an_event_with_its_actor(plane: Plane) -> None:
         ("bob", "organization.suspend"),
     ]
     assert "password" not in str(rows)
+
+
+async def test_a_moved_tier_leaves_an_event_whoever_moved_it(plane: Plane) -> None:
+    await plane.populate()
+    await plane.store.set_tier("org_a", "pro", actor="ann")
+    await plane.sql("UPDATE platform.organizations SET tier = 'starter'")
+    await plane.sql("UPDATE platform.organizations SET tier = 'starter', name = 'B'")
+    assert await plane.sql(
+        "SELECT action, details->>'before', details->>'after', left(actor, 4) "
+        "FROM platform.events WHERE kind = 'analytics' ORDER BY id"
+    ) == [
+        ("tier.changed", "free", "pro", "sql:"),
+        ("tier.changed", "pro", "starter", "sql:"),
+    ]
 
 
 async def test_a_refused_write_leaves_nothing(plane: Plane) -> None:
