@@ -70,7 +70,8 @@ class Event:
 
     def dump(self) -> bytes:
         """Return it as a line of JSON."""
-        return orjson.dumps(self, option=orjson.OPT_APPEND_NEWLINE)
+        # str: the driver's UUIDs are of a subclass, which orjson does not take.
+        return orjson.dumps(self, str, orjson.OPT_APPEND_NEWLINE)
 
 
 def load(line: bytes) -> Event:
@@ -138,7 +139,7 @@ class PostgresEvents:
             [event.actor for event in events],
             [event.action for event in events],
             [event.org_id for event in events],
-            [orjson.dumps(event.details).decode() for event in events],
+            [orjson.dumps(event.details, str).decode() for event in events],
         ]
         async with self._pool.acquire() as connection:
             await connection.execute(ENTER, *columns)

@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from asyncpg.pgproto.pgproto import UUID as DriversUUID
 
 from ogelproxy.errors import SpoolUnusable
 from ogelproxy.usage.events import Event, EventKind, load
@@ -273,6 +274,16 @@ async def test_a_disk_that_fails_stops_no_operator(
     await kept.record("ann", "console.resume", None)
     assert len(files(directory)) == 1
     await kept.stop()
+
+
+async def test_an_organisation_may_be_known_by_the_drivers_uuid(tmp_path: Path) -> None:
+    shelf = Shelf()
+    kept = journal(tmp_path, shelf)
+    await kept.start()
+    await kept.record("ann", "console.pause", DriversUUID(ORG.bytes))
+    await kept.stop()
+    (event,) = shelf.events.values()
+    assert event.org_id == ORG
 
 
 async def test_a_directory_that_can_not_be_made_is_named(tmp_path: Path) -> None:
