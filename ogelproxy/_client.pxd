@@ -32,6 +32,7 @@ cdef class ClientCore(Borrower):
     cdef readonly double wait         # seconds that the last refused query lacked
     cdef uint32_t prepaid             # tokens taken for the next query
     cdef readonly double waiting_since  # start of the wait for a server, 0 for none
+    cdef uint32_t granted             # tokens that its wait brought, until they are used
     cdef double held_since            # start of the wait for a token, 0 for none
     cdef double queued                # seconds waited for a server for the next query
     cdef double throttled             # seconds waited for a token for it
@@ -58,6 +59,8 @@ cdef class ClientCore(Borrower):
     cdef int begin_loan(self) except -1
     cdef int flush_requests(self) except -1
     cdef int pay(self, uint32_t count) except -1
+    cdef void waited(self) noexcept
+    cdef int line_up(self, uint32_t count) except -1
     cdef int note(self, uint32_t flags, bytes text) except -1
     cdef Reply* ask(self, uint8_t asked, Py_ssize_t size) except NULL
     cdef int refuse(self, char kind, bytes error) except -1

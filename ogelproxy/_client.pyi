@@ -45,6 +45,14 @@ class ClientCore(Borrower):
         """Whether a coroutine owns it."""
     def retry(self) -> None:
         """End the wait for a token: try the query again."""
+    def grant(self, count: int) -> None:
+        """End the wait for tokens: `count` were taken for it."""
+    def wait_until(self, now: float) -> float:
+        """When the wait for tokens that began, or begins `now`, has to end.
+
+        In monotonic seconds: after `max_wait`, or `limits.transaction_wait` inside
+        a transaction.
+        """
     def give_up(self, error: bytes) -> None:
         """Answer the query that waits for a server with an ErrorResponse."""
     def fail(self, message: bytes) -> None:

@@ -183,6 +183,7 @@ cdef class ClientCore(Borrower):
             self.timer.cancel()
             self.timer = None
         if self.phase == CLIENT_HELD:
+            self.bucket.leave(self)
             self.phase = CLIENT_READY
             self.resume()
             self.reactor.later(self)
@@ -332,11 +333,23 @@ cdef class ClientCore(Borrower):
 
     cdef int pay(self, uint32_t count) except -1:
         """Take tokens; when there are too few, wait or be refused."""
-        cdef double now = self.reactor.now
-        cdef double wait = self.bucket.take(now, count) if count else 0.0
-        cdef double most
+        cdef double wait
+        cdef double end
         cdef Measure measure
-        self.wait = wait
+        if self.granted:
+            # It waited its turn, and they were taken for it.
+            if self.granted == count:
+                self.granted = 0
+                self.waited()
+                return PAID
+            self.bucket.refund(self.granted)
+            self.granted = 0
+        # What is leased may have run out since this turn of the loop began.
+        self.reactor.tick()
+        wait = self.bucket.take(self.reactor.now, count) if count else 0.0
+        if wait != 0 and self.bucket.must_ask:
+            self.line_up(count)
+            return HELD
         if wait <= 0:
             if wait < 0:
                 self.wait = -wait
@@ -345,32 +358,58 @@ cdef class ClientCore(Borrower):
                 if self.server is None or self.server.replies.count == 0:
                     self.write(PyBytes_AS_STRING(self.notice), len(self.notice))
                     self.notice = None
-            if self.held_since:
-                self.throttled += now - self.held_since
-                self.held_since = 0
+            self.waited()
             return PAID
-        most = self.bucket.max_wait
+        self.wait = wait
+        end = self.wait_until(self.reactor.now)
+        if self.reactor.now + wait <= end:
+            if self.held_since == 0:
+                self.held_since = self.reactor.now
+                self.traffic.delayed += 1
+            self.line_up(count)
+            self.timer = self.reactor.loop.call_later(
+                end - self.reactor.now, self.retry
+            )
+            return HELD
+        memset(&measure, 0, sizeof(Measure))
+        measure.refused = count
+        if self.held_since:
+            measure.throttled_seconds = self.reactor.now - self.held_since
+            self.held_since = 0
+        self.traffic.refused += 1
+        self.usage.count(self.who, &measure)
+        return REFUSED
+
+    cdef void waited(self) noexcept:
+        if self.held_since:
+            self.throttled += self.reactor.now - self.held_since
+            self.held_since = 0
+
+    cdef int line_up(self, uint32_t count) except -1:
+        """Wait in the queue of the bucket: for tokens, or to know of them."""
+        self.phase = CLIENT_HELD
+        self.hold()
+        self.bucket.join(self, count, self.reactor.now)
+        return 0
+
+    def wait_until(self, double now):
+        """When its wait for tokens, which begins now if it didn't yet, has to end."""
+        cdef double most = self.bucket.max_wait
         if self.server is not None and (
             self.server.status != b"I"
             # Or will be in one: a BEGIN is on its way.
             or self.server.replies.count and self.server.flags & FLAG_TRANSACTION
         ):
             most = self.host.transaction_wait
-        if self.held_since == 0:
-            self.held_since = now
-        if now + wait <= self.held_since + most:
-            self.phase = CLIENT_HELD
-            self.traffic.delayed += 1
-            self.hold()
-            self.timer = self.reactor.loop.call_later(wait, self.retry)
-            return HELD
-        memset(&measure, 0, sizeof(Measure))
-        measure.refused = count
-        measure.throttled_seconds = now - self.held_since
-        self.held_since = 0
-        self.traffic.refused += 1
-        self.usage.count(self.who, &measure)
-        return REFUSED
+        return (self.held_since or now) + most
+
+    def grant(self, uint32_t count):
+        """End the wait for tokens: they were taken for it."""
+        if self.phase != CLIENT_HELD:
+            self.bucket.refund(count)
+            return
+        self.granted = count
+        self.retry()
 
     cdef bint borrow(self) except -1:
         """Have a server, or begin to wait for one."""
@@ -487,6 +526,11 @@ cdef class ClientCore(Borrower):
             self.timer = None
         if self.phase == CLIENT_QUEUED:
             self.pool.forget(self)
+        elif self.phase == CLIENT_HELD:
+            self.bucket.leave(self)
+        if self.granted:
+            self.bucket.refund(self.granted)
+            self.granted = 0
         return 0
 
     def fail(self, bytes message):

@@ -149,7 +149,7 @@ cdef class ExtendedClient(NamingClient):
             if p[i] == b"P" or p[i] == b"B":
                 # What may turn out to be a COMMIT is looked at when it runs.
                 if (
-                    self.bucket.level < 1
+                    self.bucket.tokens(self.reactor.now) < 1
                     and size <= n - i
                     and memchr(p + i + HEADER, 0, size - HEADER) != NULL
                     and self.may_be_free(p + i, size)

@@ -150,7 +150,7 @@ class Engine:
             self._slots = self._gate.slots = Slots(
                 self._redis, is_strict=not config.limits.floor, on_lost=self._gate.lose
             )
-        self._limiter = Limiter(config.limits, clock=self._clock)
+        self._limiter = Limiter(config.limits, self._clock, self._redis)
         self._limiter.prompted = self._prompt
         self._relay = Relay(
             config,
@@ -215,6 +215,7 @@ class Engine:
         if self._redis is not None:
             # Everything that hears a channel has said so by now.
             await self._redis.start()
+        await self._limiter.start()
         if self._slots is not None:
             await self._slots.start()
         await directory.start()
@@ -328,7 +329,15 @@ class Engine:
         for name in ("_listener", "_router"):
             if (part := getattr(self, name, None)) is not None:
                 part.close()
-        for name in ("_admin", "_console", "_relay", "_meter", "_journal", "directory"):
+        for name in (
+            "_admin",
+            "_console",
+            "_relay",
+            "_limiter",
+            "_meter",
+            "_journal",
+            "directory",
+        ):
             if (part := getattr(self, name, None)) is not None:
                 await part.stop()
         if self._slots is not None:
@@ -443,6 +452,11 @@ class Engine:
         yield GaugeSample("o7s_control_up", {}, not self.directory.is_degraded)
         if self._redis is not None:
             yield GaugeSample("o7s_redis_up", {}, self._redis.is_up)
+        asked, unanswered = self._limiter.ask_count, self._limiter.unanswered_count
+        yield CounterSample("o7s_lease_requests_total", {"answered": "no"}, unanswered)
+        yield CounterSample(
+            "o7s_lease_requests_total", {"answered": "yes"}, asked - unanswered
+        )
         meter = self._meter
         yield GaugeSample("o7s_usage_spooled_batches", {}, meter.spooled_count)
         journal = self._journal
@@ -509,8 +523,6 @@ class Engine:
             error = _why_not(client.session, old, new)
             if error is not None:
                 self._relay.fail(client, error)
-            else:
-                client.retry()  # the wait for a token may be another now
 
 
 def _listen_samples(pool: Pool) -> Iterable[GaugeSample | CounterSample]:

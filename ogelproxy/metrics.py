@@ -70,6 +70,7 @@ COUNTERS = {
         "Queries that met the rate limit.", ("tier", "outcome")
     ),
     "o7s_bytes_total": Declared("Bytes relayed.", ("direction",)),
+    "o7s_lease_requests_total": Declared("Leases asked of Redis.", ("answered",)),
     "o7s_notifications_total": Declared("Notifications given to listening clients."),
     "o7s_usage_delivered_batches_total": Declared("Usage batches delivered."),
     "o7s_worker_restarts_total": Declared("Workers that ended unasked."),

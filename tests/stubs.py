@@ -14,10 +14,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-#: What Cython adds to each module, and what one imports for itself.
+#: What Cython adds to each module, what one imports for itself, and protocols.
 UNSEEN = r"""
 ogelproxy\._\w+(\.\w+)?\.__(reduce_cython|setstate_cython|pyx_capi|test)__
 ogelproxy\._traffic\.LATENCY_BOUNDS
+ogelproxy\._bucket\.(Keeper|Waiter)
 """
 
 
