@@ -37,6 +37,9 @@ cdef class TokenBucket:
     cdef double trickle_rate   # 0 while there is no trickle
     cdef double trickle_capacity
     cdef double trickle_until
+    cdef double minted             # by the latest trickle, spent or not
+    cdef double renew_at           # when to ask for what is running out
+    cdef bint is_settling          # the next question gives back what is left
     cdef readonly bint must_ask    # the latest take failed, and more may be had
     cdef readonly bint is_asking   # from `ask` to `answer`
     cdef readonly double dry_until # before then it's in vain to ask
@@ -55,6 +58,7 @@ cdef class TokenBucket:
     cdef double tokens(self, double now) noexcept
     cdef bint spend(self, double now, double count) noexcept
     cdef double wait_for(self, double now, double ahead, double count) noexcept
+    cdef int wake(self, double now, uint32_t count) except -1
     cdef list late(self, double now)
     cdef int send_back(self, list clients) except -1
     cpdef double take(self, double now, uint32_t count) noexcept

@@ -122,11 +122,12 @@ class TokenBucket:
         self, rate: float, capacity: float, since: float, until: float
     ) -> None:
         """Let a leased bucket mint so much without asking, between these times."""
-    def ask(self, now: float) -> tuple[float, float, float]:
+    def ask(self, now: float) -> tuple[float, float, float, float, float]:
         """End the trickle and begin to ask.
 
-        Returns the leased tokens held, the tokens lacking for who is first, and
-        the tokens per second that were wanted lately.
+        Returns the leased tokens held, the tokens lacking for who is first, the
+        tokens per second that were wanted lately, the tokens that the latest trickle
+        minted, and those given back because nobody wanted them.
         """
     def answer(
         self,

@@ -22,6 +22,10 @@ cdef double MARGIN = 1e-6
 # Seconds over which demand is averaged.
 cdef double DEMAND_PERIOD = 0.25
 
+# Seconds before the end of a lease that is in use at which its renewal is asked for:
+# what a trickle leaves is kept then, and nobody waits for the answer.
+cdef double RENEWAL = 0.03
+
 
 @cython.final
 cdef class TokenBucket:
@@ -38,6 +42,7 @@ cdef class TokenBucket:
         self.queue = OrderedDict()
         self.is_leased = is_leased
         self.stamp = self.asked_at = now
+        self.renew_at = INFINITY
         if not is_leased:
             self.own_rate = rate
             self.own = self.own_capacity = capacity
@@ -71,8 +76,12 @@ cdef class TokenBucket:
             if now >= self.trickle_until:
                 self.trickle = self.trickle_rate = 0
             else:
-                minted = (now - self.stamp) * self.trickle_rate
-                self.trickle = min(self.trickle_capacity, self.trickle + minted)
+                minted = min(
+                    (now - self.stamp) * self.trickle_rate,
+                    self.trickle_capacity - self.trickle,
+                )
+                self.trickle += minted
+                self.minted += minted
         self.stamp = now
 
     cdef double tokens(self, double now) noexcept:
@@ -112,7 +121,11 @@ cdef class TokenBucket:
         if not self.is_leased:
             # From `stamp`, which is later than `now` if the clock stepped back.
             return self.lacking / rate + (self.stamp - now) + MARGIN if rate else INFINITY
-        if self.trickle_rate and count <= room + self.trickle_capacity + self.chunk:
+        if (
+            self.trickle_rate
+            and now < self.renew_at
+            and count <= room + self.trickle_capacity + self.chunk
+        ):
             # All that the lender could give; what comes after it will be alike.
             return self.lacking / (rate + self.trickle_rate) + MARGIN
         if now >= self.dry_until:
@@ -131,6 +144,9 @@ cdef class TokenBucket:
         if count <= self.tokens(now):
             self.spend(now, count)
             self.admitted += count
+            if now >= self.renew_at:
+                self.renew_at = INFINITY
+                self.keeper.ask(self)
             return 0.0
         wait = self.wait_for(now, self.owed, count)
         if self.must_ask:
@@ -182,12 +198,14 @@ cdef class TokenBucket:
         self.own_until = until
 
     def ask(self, double now):
+        cdef double returned = 0
+        cdef double lacking = ceil(max(self.lacking, 1.0))
         cdef uint64_t total = self.admitted + self.refused + self.warned
         cdef double elapsed = max(now - self.asked_at, 0.0)
         self.refill(now)
         self.demand *= 1 - min(1.0, elapsed / DEMAND_PERIOD)
         self.demand += (
-            (total - self.asked_total) + max(self.lacking, self.owed)
+            (total - self.asked_total) + self.owed
         ) / max(elapsed, DEMAND_PERIOD)
         self.asked_total = total
         self.asked_at = now
@@ -201,9 +219,14 @@ cdef class TokenBucket:
             self.chunk += self.trickle
         self.trickle = self.trickle_rate = 0
         self.chunk_spent = 0
+        self.renew_at = INFINITY
         self.is_asking = True
         self.must_ask = False
-        return self.chunk, ceil(max(self.lacking, 1.0)), self.demand
+        if self.is_settling and not self.queue:
+            returned, self.chunk = self.chunk, 0
+            lacking = 0
+        self.is_settling = False
+        return self.chunk, lacking, self.demand, self.minted, returned
 
     def answer(
         self, double now, *, double chunk, double dropped, double chunk_until,
@@ -215,6 +238,8 @@ cdef class TokenBucket:
         self.chunk = max(0.0, self.chunk - dropped) + chunk
         self.chunk_until = chunk_until
         self.trickle = 0
+        if trickle_rate:
+            self.minted = 0
         self.trickle_rate = trickle_rate
         self.trickle_capacity = trickle_capacity
         self.trickle_until = trickle_until
@@ -224,6 +249,10 @@ cdef class TokenBucket:
             self.chunk = 0
         if now >= trickle_until:
             self.trickle_rate = 0
+        if self.trickle_rate:
+            self.renew_at = trickle_until - RENEWAL
+        elif self.chunk > 0:
+            self.renew_at = chunk_until - RENEWAL
         self.serve(now, has_changed=True)
 
     def fail(self, double now, double dry_until):
@@ -243,14 +272,13 @@ cdef class TokenBucket:
             self.must_ask = False
             self.keeper.ask(self)
         elif is_first:
-            self.keeper.wake(self, self.wait_for(now, 0, count))
+            self.wake(now, count)
 
     def leave(self, client):
         count = self.queue.pop(client, 0)
         self.owed -= count
 
     def serve(self, double now, *, bint has_changed=False):
-        cdef double wait
         while self.queue and self.mode == MODE_ENFORCE:
             client, count = next(iter(self.queue.items()))
             if not self.spend(now, count):
@@ -261,17 +289,28 @@ cdef class TokenBucket:
         if self.queue and self.mode != MODE_ENFORCE:
             # Nobody has to wait any more.
             self.send_back(list(self.queue))
-        if not self.queue or self.is_asking:
+        if self.is_asking:
             return
-        wait = self.wait_for(now, 0, next(iter(self.queue.values())))
+        if has_changed and self.queue:
+            self.send_back(self.late(now))
+        if self.queue:
+            self.wake(now, next(iter(self.queue.values())))
+        elif now >= self.renew_at:
+            # Nobody wanted it any more.
+            self.is_settling = True
+            self.keeper.ask(self)
+        elif self.is_leased:
+            self.keeper.wake(self, self.renew_at - now)
+
+    cdef int wake(self, double now, uint32_t count) except -1:
+        """Have the first of the queue, who needs `count`, served when it can be."""
+        cdef double wait = self.wait_for(now, 0, count)
         if self.must_ask:
             self.must_ask = False
             self.keeper.ask(self)
-            return
-        if has_changed:
-            self.send_back(self.late(now))
-        if self.queue:
-            self.keeper.wake(self, wait)
+        else:
+            self.keeper.wake(self, min(wait, max(self.renew_at - now, 0)))
+        return 0
 
     cdef list late(self, double now):
         """Those in the queue who can't wait for as long as it takes."""

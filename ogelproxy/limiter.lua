@@ -2,28 +2,37 @@
 --
 -- Contract: over every window of d seconds all hosts together take at most B + r*d
 -- tokens. Two things are kept: the trickles granted never exceed r, and the level
--- refills only by what they leave; level + chunks + trickles' capacities <= B. A
--- host holds no more than is noted here, and forgets it earlier than this does.
+-- refills only by what they leave; and level + what may be in hands or come back
+-- <= B. In hands are chunks and what trickles hold; what a trickle might have minted
+-- and didn't comes back when its host says so. A host holds no more than is noted
+-- here, and forgets it earlier than this does.
 --
 -- KEYS  1 the bucket, 2 the hosts (see hosts.lua)
 -- ARGV  1 host, 2 sequence number, 3 tokens it holds, 4 tokens it lacks,
 --       5 demand per second, 6 r, 7 B, 8 version of these two,
---       9 microseconds of a trickle, 10 of a chunk, 11 floor's hosts,
---       12 share of the floor
+--       9 microseconds of a trickle, 10 of a chunk, 11 sequence number by which it
+--       got its latest trickle, 12 tokens it minted by that, 13 tokens it gives back,
+--       14 floor's hosts, 15 share of the floor
 -- Returns tokens granted, tokens to discard, a trickle's rate and capacity, and the
 -- microseconds in which asking again is in vain; nothing for a stale request.
 local host, seq = ARGV[1], tonumber(ARGV[2])
 local held, need, demand = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local r, B, version = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local P, ttl = tonumber(ARGV[9]), tonumber(ARGV[10])
-local floor_hosts, floor_share = tonumber(ARGV[11]), tonumber(ARGV[12])
+local trickle, minted = tonumber(ARGV[11]), tonumber(ARGV[12])
+local returned = tonumber(ARGV[13])
+local floor_hosts, floor_share = tonumber(ARGV[14]), tonumber(ARGV[15])
 
 -- What a host counts from before it asked is counted here from now on and for a
 -- tenth longer: rates of clocks that differ by less than that do no harm.
 local LONGER = 1.1
 -- A host that asked within so many microseconds has a share in what there is, and
 -- after so many it is forgotten.
-local RECENT, FORGOTTEN = 1000000, 10000000
+local RECENT, FORGOTTEN = 2 * P, 10000000
+-- For so many microseconds after its end what a trickle didn't mint may come back.
+local CLAIMED = 1000000
+-- Shortest wait that is told; so few questions can be asked in vain.
+local SHORTEST = 10000
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -50,8 +59,9 @@ for i = 1, #raw, 2 do
     local v = {}
     for number in string.gmatch(raw[i + 1], '%S+') do v[#v + 1] = tonumber(number) end
     hosts[name] = {
-      seq = v[1], chunk = v[2], chunk_until = v[3], rate = v[4], rate_until = v[5],
-      capacity = v[6], demand = v[7], at = v[8],
+      seq = v[1], chunk = v[2], chunk_until = v[3], rate = v[4], rate_at = v[5],
+      rate_until = v[6], capacity = v[7], unminted = v[8], trickle = v[9],
+      demand = v[10], at = v[11],
     }
   else
     kept[raw[i]] = raw[i + 1]
@@ -70,7 +80,7 @@ local level, at
 if kept.run == run then
   level, at = tonumber(kept.l), tonumber(kept.t)
 elseif not kept.run and (
-  uptime > 2 * ttl + RECENT or redis.call('HGET', KEYS[2], 'complete') == run
+  uptime > 2 * ttl + 1000000 or redis.call('HGET', KEYS[2], 'complete') == run
 ) then
   level, at = capacity, now
 else
@@ -78,24 +88,27 @@ else
   level, at, hosts = 0, now, {}
   hosts['?'] = {
     seq = 0, chunk = capacity, chunk_until = now + ttl * LONGER, rate = rate,
-    rate_until = now + P * LONGER, capacity = 0, demand = 0, at = now,
-    has_changed = true,
+    rate_at = now, rate_until = now + P * LONGER, capacity = 0, unminted = 0,
+    trickle = 0, demand = 0, at = now, has_changed = true,
   }
 end
 if now < at then now = at end -- a clock that steps back refills nothing
 
 -- Refill by what trickles left, up to what was not granted before anything expires.
-local chunks, capacities, trickled = 0, 0, 0
+local out, trickled = 0, 0
 for _, h in pairs(hosts) do
-  chunks, capacities = chunks + h.chunk, capacities + h.capacity
+  out = out + h.chunk + h.capacity + h.unminted
   trickled = trickled + h.rate * math.max(0, math.min(h.rate_until, now) - at)
 end
 local refill = math.max(0, rate * (now - at) - trickled) / 1000000
-level = math.max(0, math.min(capacity - chunks - capacities, level + refill))
+level = math.max(0, math.min(capacity - out, level + refill))
 
 for name, h in pairs(hosts) do
-  if h.rate > 0 and h.rate_until <= now then
-    h.rate, h.capacity, h.has_changed = 0, 0, true
+  if h.capacity > 0 and h.rate_until <= now then
+    h.capacity, h.has_changed = 0, true
+  end
+  if h.rate > 0 and h.rate_until + CLAIMED <= now then
+    h.rate, h.unminted, h.has_changed = 0, 0, true
   end
   if h.chunk > 0 and h.chunk_until <= now then h.chunk, h.has_changed = 0, true end
   if h.chunk == 0 and h.rate == 0 and now - h.at > FORGOTTEN then
@@ -105,33 +118,44 @@ for name, h in pairs(hosts) do
 end
 
 local me = hosts[host] or {
-  seq = 0, chunk = 0, chunk_until = 0, rate = 0, rate_until = 0, capacity = 0,
+  seq = 0, chunk = 0, chunk_until = 0, rate = 0, rate_at = 0, rate_until = 0,
+  capacity = 0, unminted = 0, trickle = 0,
 }
 hosts[host] = me
 if seq <= me.seq then return {} end
--- It ended its trickle before it asked; what that left is a part of what it holds.
-me.seq, me.chunk = seq, math.min(held, me.chunk + me.capacity)
-me.rate, me.rate_until, me.capacity = 0, 0, 0
+-- It ended its trickle before it asked; what that left is a part of what it holds. Of
+-- a trickle that it never heard of it minted nothing.
+if me.trickle ~= trickle then minted = 0 end
+local mintable = me.rate * (math.min(me.rate_until, now) - me.rate_at) / 1000000
+level = level + math.max(0, math.min(me.unminted, mintable - minted))
+local known = me.chunk + me.capacity
+returned = math.max(0, math.min(returned, known - held))
+level = level + returned
+me.seq, me.chunk = seq, math.min(held, known - returned)
+me.rate, me.capacity, me.unminted, me.trickle = 0, 0, 0, 0
 me.demand, me.at = math.max(demand, need), now
 local discarded = held - me.chunk
 
 local wanted, rates, asking = 0, 0, 0
-chunks, capacities = 0, 0
+out = 0
 local next_end = now + P * LONGER
 for _, h in pairs(hosts) do
   if now - h.at < RECENT then
     wanted = wanted + h.demand
     if now - h.at < P then asking = asking + 1 end
   end
-  if h.rate > 0 then next_end = math.min(next_end, h.rate_until) end
-  chunks, capacities, rates = chunks + h.chunk, capacities + h.capacity, rates + h.rate
+  if h.rate > 0 and h.rate_until > now then
+    rates = rates + h.rate
+    next_end = math.min(next_end, h.rate_until)
+  end
+  out = out + h.chunk + h.capacity + h.unminted
 end
-local share = me.demand / wanted
+local share = wanted > 0 and me.demand / wanted or 1
 
 -- A chunk: what it needs at once, for a period; more while there is plenty.
 local want = math.max(need, math.floor(me.demand * P / 1000000))
 local granted = 0
-if level >= need then
+if need > 0 and level >= need then
   granted = math.floor(math.min(level, math.max(need, math.min(want, level * share),
     level * share / 4)))
 end
@@ -140,33 +164,37 @@ me.chunk = me.chunk + granted
 me.chunk_until = now + ttl * LONGER
 
 -- A trickle: its share of the rate, if that is worth the name.
-if granted < want then
+local room = capacity - level - out - granted
+if granted < want and level < math.max(need, want / 4) then
   local offered = math.min(rate * share, rate - rates)
   local holds = math.max(1, offered * 0.04)
-  if offered * P >= 2000000 and (granted > 0 or holds >= need)
-    and level + chunks + granted + capacities + holds <= capacity then
-    me.rate, me.rate_until, me.capacity = offered, now + P * LONGER, holds
+  if offered * P >= 2000000 and (granted > 0 or holds >= need) and holds <= room then
+    me.rate, me.rate_at, me.rate_until = offered, now, now + P * LONGER
+    me.capacity, me.trickle = holds, seq
+    me.unminted = math.min(room - holds, offered * P * LONGER / 1000000)
   end
 end
 
 local wait = 0
-if granted == 0 and me.rate == 0 then
+if need > 0 and granted == 0 and me.rate == 0 then
   local left = rate - rates
-  if left > 0 then
+  if left > 0 and room >= need then
     -- Hosts that want the same token take turns, so that they ask less often.
     wait = (need - level + (asking - 1) / 2) / left * 1000000
   else
+    -- All is with others until a lease of theirs ends.
     wait = next_end - now
   end
-  wait = math.max(2000, math.min(wait, math.max(P, 1000000 * need / rate)))
+  wait = math.max(SHORTEST, math.min(wait, math.max(P, 1000000 * need / rate)))
 end
 
 me.has_changed = true
 for name, h in pairs(hosts) do
   if h.has_changed then
     redis.call('HSET', KEYS[1], 'h:' .. name, string.format(
-      '%d %.9f %.0f %.9f %.0f %.9f %.3f %.0f', h.seq, h.chunk, h.chunk_until,
-      h.rate, h.rate_until, h.capacity, h.demand, h.at))
+      '%d %.9f %.0f %.9f %.0f %.0f %.9f %.9f %d %.3f %.0f', h.seq, h.chunk,
+      h.chunk_until, h.rate, h.rate_at, h.rate_until, h.capacity, h.unminted,
+      h.trickle, h.demand, h.at))
   end
 end
 redis.call('HSET', KEYS[1], 'l', string.format('%.9f', level),

@@ -62,6 +62,7 @@ class _Record:
     refusals: int = 0  # since `refused_from`
     refused_from: float = -math.inf  # when the interval of refusals began
     is_asked: bool = False  # a question is waiting to be sent
+    trickle: int = 0  # sequence number by which the latest trickle was got
     waking: asyncio.TimerHandle | None = None  # of the bucket's queue
 
     def ask(self, bucket: TokenBucket) -> None:
@@ -261,6 +262,7 @@ class Limiter:
     async def _lend(self, asked: list[tuple[_Record, TokenBucket]]) -> None:
         assert self._redis is not None
         sent_at = self.clock()
+        first = self._sequence + 1
         calls = [
             ((keys.ratelimit(record.handle), keys.HOSTS), self._arguments(record, each))
             for record, each in asked
@@ -278,16 +280,18 @@ class Limiter:
             if self._is_away:
                 logger.info("leases are granted again")
             self._away_until = -math.inf
-        for (record, bucket), answer in zip(asked, answers, strict=True):
+        for number, ((record, bucket), answer) in enumerate(
+            zip(asked, answers, strict=True), first
+        ):
             record.is_asked = False
-            self._take_in(bucket, answer, sent_at)
+            self._take_in(record, bucket, answer, sent_at, number)
 
     def _arguments(
         self, record: _Record, bucket: TokenBucket
     ) -> tuple[str | int | float, ...]:
         assert self._host is not None
         self._sequence += 1
-        held, lacking, demand = bucket.ask(self.clock())
+        held, lacking, demand, minted, returned = bucket.ask(self.clock())
         return (
             self._host.name,
             self._sequence,
@@ -299,18 +303,28 @@ class Limiter:
             record.version,
             round(TRICKLE_TTL * 1e6),
             round(CHUNK_TTL * 1e6),
+            record.trickle,
+            minted,
+            returned,
             self._floor_hosts(bucket),
             self.config.floor,
         )
 
     def _take_in(
-        self, bucket: TokenBucket, answer: list[bytes | int], sent_at: float
+        self,
+        record: _Record,
+        bucket: TokenBucket,
+        answer: list[bytes | int],
+        sent_at: float,
+        number: int,
     ) -> None:
         now = self.clock()
         if not answer:
             bucket.fail(now, max(self._away_until, now))
             return
         chunk, dropped, rate, capacity, wait = map(float, answer)
+        if rate:
+            record.trickle = number
         bucket.answer(
             now,
             chunk=chunk,
