@@ -295,7 +295,7 @@ cdef class TokenBucket:
             self.send_back(self.late(now))
         if self.queue:
             self.wake(now, next(iter(self.queue.values())))
-        elif now >= self.renew_at:
+        elif now >= self.renew_at and not self.is_asking:
             # Nobody wanted it any more.
             self.is_settling = True
             self.keeper.ask(self)
@@ -304,7 +304,10 @@ cdef class TokenBucket:
 
     cdef int wake(self, double now, uint32_t count) except -1:
         """Have the first of the queue, who needs `count`, served when it can be."""
-        cdef double wait = self.wait_for(now, 0, count)
+        cdef double wait
+        if self.is_asking:
+            return 0
+        wait = self.wait_for(now, 0, count)
         if self.must_ask:
             self.must_ask = False
             self.keeper.ask(self)
