@@ -111,13 +111,3 @@ class Host:
         )
         [number] = await self._redis.run(REGISTER, [([keys.HOSTS], arguments)])
         return int(number)
-
-
-async def mark_new(redis: Redis) -> None:
-    """Tell all hosts that this Redis never lent anything before it started.
-
-    For who has just started it, before any host: nobody has to wait then for leases
-    of an earlier life to run out. Raises RedisUnavailable.
-    """
-    info = await redis.command("INFO", "server")
-    await redis.command("HSET", keys.HOSTS, "complete", info["run_id"])
