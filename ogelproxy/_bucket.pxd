@@ -42,7 +42,7 @@ cdef class TokenBucket:
     cdef bint is_settling          # the next question gives back what is left
     cdef readonly bint must_ask    # the latest take failed, and more may be had
     cdef readonly bint is_asking   # from `ask` to `answer`
-    cdef readonly double dry_until # before then it's in vain to ask
+    cdef readonly double dry_until  # before then it's in vain to ask
     cdef double asked_at           # when the latest ask began
     cdef uint64_t asked_total      # admitted, refused and warned then
     cdef readonly double demand    # tokens per second that were wanted lately

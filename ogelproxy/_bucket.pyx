@@ -120,7 +120,9 @@ cdef class TokenBucket:
             return INFINITY
         if not self.is_leased:
             # From `stamp`, which is later than `now` if the clock stepped back.
-            return self.lacking / rate + (self.stamp - now) + MARGIN if rate else INFINITY
+            if rate == 0:
+                return INFINITY
+            return self.lacking / rate + (self.stamp - now) + MARGIN
         if (
             self.trickle_rate
             and now < self.renew_at

@@ -32,7 +32,7 @@ cdef class ClientCore(Borrower):
     cdef readonly double wait         # seconds that the last refused query lacked
     cdef uint32_t prepaid             # tokens taken for the next query
     cdef readonly double waiting_since  # start of the wait for a server, 0 for none
-    cdef uint32_t granted             # tokens that its wait brought, until they are used
+    cdef uint32_t granted             # tokens that its wait brought, till used
     cdef double held_since            # start of the wait for a token, 0 for none
     cdef double queued                # seconds waited for a server for the next query
     cdef double throttled             # seconds waited for a token for it

@@ -43,13 +43,8 @@ ROWS = (
         "redis",
         "place",
     ),
-<<<<<<< HEAD
-    ("_pool", "tenants.model", "slots"),
-    ("_loan", "tenants", "auth", "gate", "front", "limiter", "usage", "traffic"),
-=======
     ("_pool", "tenants.model", "hosts", "slots"),
-    ("_loan", "tenants", "auth", "gate", "limiter", "usage", "traffic"),
->>>>>>> 48645c3 (Lease tokens from Redis: chunks, trickles, a floor; wait for tokens in a queue)
+    ("_loan", "tenants", "auth", "gate", "front", "limiter", "usage", "traffic"),
     ("_server", "_client", "demo"),
     ("_simple", "server"),
     ("_naming",),
