@@ -1,8 +1,8 @@
 """The command line: arguments, logging, signals, the event loop.
 
 The only file that touches the process. `serve` runs an Engine from settings,
-`dev` one on an embedded stack, `config` prints the settings; the operators'
-commands come from `operate`.
+`dev` one on an embedded stack, `doctor` looks at what they need, `config` prints the
+settings; the operators' commands come from `operate`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,24 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import click
+import orjson
 import uvloop
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from ogelproxy import operate, settings
+from ogelproxy import doctor, operate, settings
 from ogelproxy.config import MAX_WORKERS, Config, Log
-from ogelproxy.dev import DevOptions, DevStack
+from ogelproxy.dev import DevOptions, DevStack, kept_config
 from ogelproxy.engine import Engine
 from ogelproxy.errors import OgelError
 from ogelproxy.logs import configure
@@ -34,6 +39,12 @@ from ogelproxy.supervisor import Supervisor
 from ogelproxy.worker import Worker
 
 logger = logging.getLogger("ogelproxy.cli")
+
+VERDICT_STYLES = {
+    doctor.Verdict.OK: "green",
+    doctor.Verdict.WARN: "yellow",
+    doctor.Verdict.FAIL: "red",
+}
 
 
 class Commands(click.Group):
@@ -63,13 +74,16 @@ for group in (
     main.add_command(group)
 
 
-@main.command()
-@click.option(
+config_option = click.option(
     "--config",
     "path",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file with settings; the environment goes before it.",
 )
+
+
+@main.command()
+@config_option
 @click.option(
     "--workers",
     type=click.IntRange(1, MAX_WORKERS),
@@ -260,6 +274,50 @@ def show(console: Console, stack: DevStack) -> None:
     if stack.admin_url is not None:
         console.print(f"Health and metrics: {stack.admin_url}/health and /metrics")
     console.print("Ready. Ctrl-C stops it.")
+
+
+@main.command("doctor")
+@config_option
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="State directory of a running dev stack, instead of settings.",
+)
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor_command(
+    ctx: click.Context, path: Path | None, state: Path | None, is_json: bool
+) -> None:
+    """Look at all that the proxy needs and say what to do.
+
+    Changes nothing. Ends with status 1 when something has failed.
+    """
+    if path is not None and state is not None:
+        raise click.UsageError("--config and --state are one too many")
+    config = Config.load(path, os.environ) if state is None else kept_config(state)
+    # What is found is told once, by the findings.
+    logging.getLogger("ogelproxy").addHandler(logging.NullHandler())
+    findings = asyncio.run(doctor.examine(config))
+    if is_json:
+        click.echo(orjson.dumps(findings, option=orjson.OPT_INDENT_2))
+    else:
+        show_findings(findings)
+    if any(each.verdict is doctor.Verdict.FAIL for each in findings):
+        ctx.exit(1)
+
+
+def show_findings(findings: Sequence[doctor.Finding]) -> None:
+    """Print a line per finding, and its advice below it."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in ("", "what", "found"):
+        table.add_column(title, overflow="fold")
+    for each in findings:
+        found = Text(each.text)
+        if each.advice:
+            found.append(f"\n→ {each.advice}", style="bold")
+        style = VERDICT_STYLES[each.verdict]
+        table.add_row(Text(each.verdict, style=style), Text(each.subject), found)
+    Console(width=None if sys.stdout.isatty() else operate.PIPED_COLUMNS).print(table)
 
 
 @main.command("config")

@@ -35,7 +35,7 @@ from ogelproxy.demo import ORGANIZATIONS, DemoOrganization, Seeder
 from ogelproxy.embedded import EmbeddedPostgres
 from ogelproxy.embedded_valkey import EmbeddedValkey
 from ogelproxy.engine import Engine
-from ogelproxy.errors import EmbeddedFailed
+from ogelproxy.errors import ConfigInvalid, EmbeddedFailed
 from ogelproxy.redis import Redis
 from ogelproxy.supervisor import Supervisor
 from ogelproxy.tenants.model import OPERATORS
@@ -224,6 +224,7 @@ class DevStack:
                 "pid": os.getpid(),
                 "port": port,
                 "admin_port": admin[1] if admin else None,
+                "has_tls": self._options.has_tls,
                 "postgres_url": postgres.dsn(CONTROL_DATABASE),
                 "redis_url": valkey.url,
                 "mongodb_url": None,
@@ -391,6 +392,35 @@ async def _declare_new(url: Secret) -> None:
         await redis.declare_new()
     finally:
         await redis.stop()
+
+
+def kept_config(directory: Path) -> Config:
+    """Return the settings of the stack on `directory`, for commands beside it.
+
+    Raises ConfigInvalid where there is none, or none that runs.
+    """
+    try:
+        kept = orjson.loads((directory / "secrets.json").read_bytes())
+        running = orjson.loads((directory / "dev.json").read_bytes())
+        cert, key = directory / "tls.pem", directory / "tls.key"
+        return Config(
+            listen=Listen(host=HOST, port=running["port"]),
+            admin=Admin(host=HOST, port=running["admin_port"]),
+            tls=Tls(cert=cert, key=key) if running["has_tls"] else Tls(),
+            control=Control(
+                database_url=Secret(kept["database_url"]),
+                secret_key=Secret(kept["secret_key"]),
+            ),
+            redis=RedisConfig(url=Secret(kept["redis_url"])),
+            usage=Usage(spool_dir=directory / "spool"),
+        )
+    except OSError as error:
+        raise ConfigInvalid(
+            f"--state {directory}: no dev stack runs there ({error.strerror})"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        # Without the reason: it would quote what the files hold.
+        raise ConfigInvalid(f"--state {directory}: not a dev stack's") from None
 
 
 def _new_secrets() -> dict[str, Any]:

@@ -57,7 +57,7 @@ ROWS = (
     ("listen",),
     ("login",),
     ("listener", "admin"),
-    ("engine", "supervisor"),
+    ("engine", "supervisor", "doctor"),
     ("dev", "operate", "worker"),
     ("cli",),
     ("__init__", "__main__"),

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from importlib.resources import files
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
@@ -27,6 +25,7 @@ from ogelproxy.errors import (
     OperationRefused,
     SecretUnreadable,
 )
+from ogelproxy.tenants import schema
 from ogelproxy.tenants.model import (
     OPERATORS,
     DatabaseType,
@@ -40,6 +39,7 @@ from ogelproxy.tenants.model import (
 from ogelproxy.tenants.operations import Operations
 from ogelproxy.tenants.operators import OperatorKeys, fetch_operators
 from ogelproxy.tenants.vault import Vault
+from ogelproxy.tenants.vitals import VitalSigns
 
 if TYPE_CHECKING:
     # Generic in the stubs only.
@@ -71,7 +71,6 @@ MIN_RETRY_INTERVAL = 0.1  # seconds
 MAX_RETRY_INTERVAL = 5.0  # seconds
 #: Names the advisory lock under which instances migrate one after another.
 MIGRATION_LOCK = 0x6F67_656C_7072_6F78
-MIGRATION_NAME = re.compile(r"(\d{4})_\w+\.sql")
 
 _TENANTS = """
 SELECT o.id, o.handle, o.name AS org_name, o.status, o.version, o.limiter_mode,
@@ -109,7 +108,7 @@ class _Connection(BaseConnection):
         return ""
 
 
-class Store(Operations, OperatorKeys):
+class Store(Operations, OperatorKeys, VitalSigns):
     """The control plane's Postgres: open before use, close at the end.
 
     Without a vault it can do everything but read and write connection strings.
@@ -179,11 +178,6 @@ class Store(Operations, OperatorKeys):
 
     async def migrate(self) -> None:
         """Bring the schema up to date; instances that start together take turns."""
-        scripts = sorted(
-            (script.name, script.read_text(encoding="utf-8"))
-            for script in files("ogelproxy.tenants").joinpath("migrations").iterdir()
-            if MIGRATION_NAME.fullmatch(script.name)
-        )
         async with self._transaction(limit=None) as session:
             await session.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
             # IF NOT EXISTS would ask for the right to create what is there already.
@@ -200,7 +194,7 @@ class Store(Operations, OperatorKeys):
                 )
             rows = await session.fetch("SELECT name FROM platform.migrations")
             applied = {row["name"] for row in rows}
-            for name, script in scripts:
+            for name, script in schema.scripts():
                 if name not in applied:
                     await session.execute(script)
                     await session.execute(

@@ -169,6 +169,19 @@ def test_the_urls_that_are_printed_are_those_of_dev_json(stack: Stack) -> None:
             )
 
 
+def test_the_doctor_finds_nothing_that_failed(stack: Stack) -> None:
+    words = ["doctor", "--json", "--state", str(stack.state)]
+    result = subprocess.run(
+        [sys.executable, "-m", "ogelproxy", *words], capture_output=True, timeout=30
+    )
+    found = {each["subject"]: each for each in orjson.loads(result.stdout)}
+    assert result.returncode == 0, found
+    for name in ("listen.port", "admin.port"):
+        assert "in use by a running ogelproxy" in found[name]["text"]
+    assert found["redis eviction"]["verdict"] == "ok"
+    assert found["secret key"]["text"].startswith("decrypts all")
+
+
 @pytest.mark.parametrize("tier", ORGANIZATIONS)
 def test_each_demo_organisation_reaches_its_own_database(
     stack: Stack, tier: str
