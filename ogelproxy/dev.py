@@ -412,7 +412,9 @@ def kept_config(directory: Path) -> Config:
                 secret_key=Secret(kept["secret_key"]),
             ),
             redis=RedisConfig(url=Secret(kept["redis_url"])),
-            usage=Usage(spool_dir=directory / "spool"),
+            usage=Usage(
+                spool_dir=directory / "spool", mongodb_url=running["mongodb_url"]
+            ),
         )
     except OSError as error:
         raise ConfigInvalid(

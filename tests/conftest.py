@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.fixtures.postgres",
     "tests.fixtures.redis",
     "tests.fixtures.certificates",
+    "tests.fixtures.findings",
     "tests.fixtures.engine",
     "tests.fixtures.mongodb",
     "tests.fixtures.secured",

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 
 from ogelproxy.config import Config
-from ogelproxy.doctor import certificate, control, machine, meeting, spool
+from ogelproxy.doctor import certificate, control, history, machine, meeting, spool
 from ogelproxy.doctor.finding import Finding, Now, Verdict
 
 __all__ = ["Finding", "Verdict", "examine"]
@@ -21,12 +21,13 @@ __all__ = ["Finding", "Verdict", "examine"]
 async def examine(config: Config, now: Now = time.time) -> list[Finding]:
     """Look at all of it, the servers at once; `now` is Unix time."""
     groups = await asyncio.gather(
-        _all(control.examine(config.control, now)),
-        _all(meeting.examine(config.redis, now)),
+        _all(control.examine(config.control, config.workers, now)),
+        _all(meeting.examine(config.redis, config.workers, now)),
+        _all(history.examine(config.usage, now)),
     )
     return [
         *(finding for group in groups for finding in group),
-        *spool.examine(config.usage, now),
+        *spool.examine(config.usage, config.workers, now),
         *certificate.examine(config.tls, config.listen, now),
         *machine.examine(config),
     ]

@@ -12,15 +12,18 @@ from ogelproxy.tenants.vault import Vault
 from ogelproxy.tenants.vitals import Vitals
 
 SERVER = "control plane"
-#: The oldest that still gets corrections (postgresql.org/support/versioning).
-MIN_MAJOR = 14
+#: The oldest that the schema can be made on: it uses gen_random_uuid.
+MIN_MAJOR = 13
+#: The oldest that gets corrections in November 2026
+#: (postgresql.org/support/versioning).
+MAINTAINED_MAJOR = 15
 #: One speaks, one listens.
 SESSIONS = 2
 #: Credentials that are named when no key decrypts them.
 MAX_NAMED = 3
 
 
-async def examine(config: Control, now: Now) -> AsyncIterator[Finding]:
+async def examine(config: Control, workers: int, now: Now) -> AsyncIterator[Finding]:
     """Look at the control plane, as far as it can be reached."""
     if config.database_url is None:
         yield fail(SERVER, "no URL", "set control.database_url (DATABASE_URL)")
@@ -33,7 +36,7 @@ async def examine(config: Control, now: Now) -> AsyncIterator[Finding]:
             vitals = await store.fetch_vitals()
             yield version(vitals)
             yield writable(vitals)
-            yield connections(vitals, config)
+            yield connections(vitals, config, workers)
             yield await compare_clock(f"{SERVER} clock", store.fetch_time, now)
             yield await notify(store)
             yield migrations(vitals)
@@ -49,13 +52,13 @@ async def examine(config: Control, now: Now) -> AsyncIterator[Finding]:
 
 def version(vitals: Vitals) -> Finding:
     subject = f"{SERVER} version"
-    if vitals.major >= MIN_MAJOR:
-        return ok(subject, f"Postgres {vitals.version}")
-    return fail(
-        subject,
-        f"Postgres {vitals.version}",
-        f"upgrade it to {MIN_MAJOR} or newer",
-    )
+    text = f"Postgres {vitals.version}"
+    advice = f"upgrade it to {MAINTAINED_MAJOR} or newer"
+    if vitals.major < MIN_MAJOR:
+        return fail(subject, text, advice)
+    if vitals.major < MAINTAINED_MAJOR:
+        return warn(subject, f"{text}, which gets no corrections any more", advice)
+    return ok(subject, text)
 
 
 def writable(vitals: Vitals) -> Finding:
@@ -69,17 +72,17 @@ def writable(vitals: Vitals) -> Finding:
     )
 
 
-def connections(vitals: Vitals, config: Control) -> Finding:
-    """Compare what is left with what one more process takes."""
+def connections(vitals: Vitals, config: Control, workers: int) -> Finding:
+    """Compare what is left with what the processes of one more machine take."""
     subject = f"{SERVER} connections"
     left = vitals.max_connections - vitals.used_connections
     text = f"{left} of {vitals.max_connections} left"
-    wanted = config.max_connections + 1  # the one that listens
+    wanted = workers * (config.max_connections + 1)  # the one that listens
     if left >= wanted:
         return ok(subject, text)
     return warn(
         subject,
-        f"{text}; a process takes up to {wanted}",
+        f"{text}; ogelproxy takes up to {wanted}",
         "raise max_connections in postgresql.conf, or lower control.max_connections",
     )
 

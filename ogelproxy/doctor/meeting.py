@@ -29,10 +29,12 @@ MAX_LAG = 2
 Info = Mapping[str, Any]
 
 
-async def examine(config: RedisConfig, now: Now) -> AsyncIterator[Finding]:
+async def examine(
+    config: RedisConfig, workers: int, now: Now
+) -> AsyncIterator[Finding]:
     """Look at Redis, as far as it can be reached."""
     if config.url is None:
-        yield ok(SERVER, "not set: one process counts for itself")
+        yield absent(workers)
         return
     try:
         redis = Redis(config)
@@ -54,6 +56,16 @@ async def examine(config: RedisConfig, now: Now) -> AsyncIterator[Finding]:
             yield finding
     finally:
         await redis.stop()
+
+
+def absent(workers: int) -> Finding:
+    if workers == 1:
+        return ok(SERVER, "not set: one process counts for itself")
+    return fail(
+        SERVER,
+        f"not set, and {workers} workers need it to count together",
+        "set redis.url (REDIS_URL)",
+    )
 
 
 async def _examine(

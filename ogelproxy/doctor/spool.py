@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,16 +23,19 @@ MAX_INTERVALS = 30
 MEBIBYTE = 1024 * 1024
 
 
-def examine(config: Usage, now: Now) -> Iterator[Finding]:
+def examine(config: Usage, workers: int, now: Now) -> Iterator[Finding]:
     """Look at the directory, or at where it will be made."""
     directory = config.spool_dir.absolute()
     there = next(path for path in (directory, *directory.parents) if path.exists())
     yield writable(directory, there)
     yield file_system(there)
     files = _files(directory)
-    used = sum(size for _, size, _ in files)
-    yield space(config, there, used)
-    yield size(config, used)
+    sizes = Counter[Path]()
+    for path, count, _ in files:
+        sizes[path.parent] += count
+    yield space(config, there, workers * config.max_spool_bytes - sizes.total())
+    # Each process has a directory, and each directory as much room.
+    yield size(config, max(sizes.values(), default=0))
     if files:
         yield backlog(config, files, now())
 
@@ -71,12 +75,11 @@ def file_system(there: Path) -> Finding:
     return ok(subject, kind)
 
 
-def space(config: Usage, there: Path, used: int) -> Finding:
+def space(config: Usage, there: Path, wanted: int) -> Finding:
     """Compare what the disk has with what the spool may still take."""
     subject = f"{SUBJECT} disk"
     status = os.statvfs(there)
     free = status.f_bavail * status.f_frsize
-    wanted = max(config.max_spool_bytes - used, 0)
     text = f"{_size(free)} free"
     if free < 2 * UsageTable(config.max_rows).file_bytes:
         return fail(subject, f"{text}: no room for two batches", "free disk space")
@@ -123,9 +126,9 @@ def backlog(config: Usage, files: list[tuple[Path, int, float]], now: float) -> 
 
 
 def _files(directory: Path) -> list[tuple[Path, int, float]]:
-    """Return path, bytes and time of the last change of all files below."""
+    """Return path, bytes and time of the last change of each process's files."""
     found = []
-    for path in sorted(directory.rglob("*")):
+    for path in sorted((*directory.glob("*"), *directory.glob("worker-*/*"))):
         try:
             status = path.stat()
         except OSError:

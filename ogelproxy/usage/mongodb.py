@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -77,6 +78,17 @@ def indexes(history_days: int) -> Mapping[str, Sequence[IndexModel]]:
             IndexModel([("at", 1)], name=EXPIRY, expireAfterSeconds=ttl),
         ),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryVitals:
+    """What a MongoDB says about itself; `doctor` asks."""
+
+    version: str
+    replica_set: str  # its name; empty for a server alone
+    is_sharded: bool  # a router answers, which only leads to replica sets
+    is_writable: bool
+    missing: tuple[str, ...]  # indexes that are not as they should be
 
 
 class MongoSink:
@@ -183,6 +195,38 @@ class MongoSink:
         except PyMongoError as error:
             raise _unavailable(error) from error
         return [_total(found) for found in answer["cursor"]["firstBatch"]]
+
+    async def fetch_vitals(self) -> HistoryVitals:
+        """Ask the server what it is, and for its indexes."""
+        missing: list[str] = []
+        try:
+            build = await self._database.command("buildInfo")
+            hello = await self._database.command("hello")
+            for name, models in indexes(self._history_days).items():
+                known = await self._database[name].index_information()
+                missing += [
+                    f"{name}.{model.document['name']}"
+                    for model in models
+                    if not _is_like(known.get(model.document["name"]), model.document)
+                ]
+        except PyMongoError as error:
+            raise _unavailable(error) from error
+        return HistoryVitals(
+            version=build["version"],
+            replica_set=hello.get("setName", ""),
+            is_sharded=hello.get("msg") == "isdbgrid",
+            is_writable=bool(hello.get("isWritablePrimary")),
+            missing=tuple(missing),
+        )
+
+    async def fetch_time(self) -> float:
+        """Return its clock as Unix time, to the millisecond."""
+        try:
+            hello = await self._database.command("hello")
+        except PyMongoError as error:
+            raise _unavailable(error) from error
+        time: float = hello["localTime"].timestamp()
+        return time
 
     async def _insert(self, collection: str, documents: Sequence[Document]) -> None:
         """Store the documents; those that are there already stay as they are.
@@ -302,6 +346,12 @@ def _total(found: Document) -> UsageTotal:
 
 def _moment(seconds: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+
+def _is_like(known: Document | None, wanted: Document) -> bool:
+    """Say whether an index is there and expires what it should."""
+    expiry = "expireAfterSeconds"
+    return known is not None and known.get(expiry) == wanted.get(expiry)
 
 
 def _is_duplicate(error: Document) -> bool:
