@@ -13,7 +13,7 @@ from ogelproxy.errors import ConfigInvalid, RedisUnavailable
 from ogelproxy.redis import Redis
 
 SERVER = "redis"
-#: RESP3 came with 6.0; what we ask of scripts and hashes is proven from 6.2 on.
+#: The oldest that the tests were run on, where `OGELPROXY_VALKEY_BIN` named it.
 MIN_VERSION = (6, 2)
 #: Share of maxmemory in use from which the end is near: then writes are refused.
 NEARLY_FULL = 0.8
