@@ -34,6 +34,7 @@ from ogelproxy.tenants.model import DatabaseType, LimiterMode, PoolMode
 from ogelproxy.tenants.operations import TIER_LIMITS
 from ogelproxy.tenants.store import Store
 from ogelproxy.tenants.vault import Vault
+from ogelproxy.usage.mongodb import MongoHistory
 
 #: Wider than any row: what is piped to a program is not to be wrapped.
 PIPED_COLUMNS = 1000
@@ -98,20 +99,27 @@ def _control(state: Path | None, database_url: str | None) -> Control:
             database_url=Secret(database_url),
             secret_key=Secret(secret_key) if secret_key else None,
         )
+    kept = _kept(state)
+    return Control(
+        database_url=Secret(kept["database_url"]), secret_key=Secret(kept["secret_key"])
+    )
+
+
+def _kept(state: Path) -> dict[str, Any]:
+    """Return what a dev stack keeps in its directory; raises ConfigInvalid."""
     path = state / "secrets.json"
     try:
         kept = orjson.loads(path.read_bytes())
-        return Control(
-            database_url=Secret(kept["database_url"]),
-            secret_key=Secret(kept["secret_key"]),
-        )
+        if not {"database_url", "secret_key"} <= kept.keys():
+            raise KeyError
     except OSError as error:
         raise ConfigInvalid(
             f"--state {state}: no dev stack there ({error.strerror})"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, AttributeError):
         # Without the reason: it would quote what the file holds.
         raise ConfigInvalid(f"{path} is not a dev stack's") from None
+    return dict(kept)
 
 
 def _actor() -> str:
@@ -483,18 +491,34 @@ def usage() -> None:
     """What organisations used."""
 
 
+def period(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of the days it looks at."""
+    since = click.option(
+        "--since",
+        type=click.DateTime(["%Y-%m-%d"]),
+        help="First day (UTC); the month's first without it.",
+    )
+    until = click.option(
+        "--until",
+        type=click.DateTime(["%Y-%m-%d"]),
+        help="Last day (UTC); today without it.",
+    )
+    return since(until(command))
+
+
+def _days(
+    since: datetime.datetime | None, until: datetime.datetime | None
+) -> tuple[datetime.datetime, datetime.datetime]:
+    """Return the begin of the first day and the end of the last."""
+    today = datetime.datetime.now(datetime.UTC)
+    first = since or today.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    last = (until or today).replace(tzinfo=datetime.UTC)
+    return first.replace(tzinfo=datetime.UTC), last + datetime.timedelta(days=1)
+
+
 @usage.command("show")
 @click.argument("handle", metavar="[ORGANISATION]", required=False)
-@click.option(
-    "--since",
-    type=click.DateTime(["%Y-%m-%d"]),
-    help="First day (UTC); the month's first without it.",
-)
-@click.option(
-    "--until",
-    type=click.DateTime(["%Y-%m-%d"]),
-    help="Last day (UTC); today without it.",
-)
+@period
 @operation
 async def show_usage(
     store: Store,
@@ -503,13 +527,42 @@ async def show_usage(
     until: datetime.datetime | None,
 ) -> Answer:
     """Show usage per organisation, day and database type."""
-    today = datetime.datetime.now(datetime.UTC)
-    first = since or today.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    last = until or today
-    return Answer(
-        await store.fetch_usage(
-            handle,
-            first.replace(tzinfo=datetime.UTC),
-            last.replace(tzinfo=datetime.UTC) + datetime.timedelta(days=1),
-        )
-    )
+    return Answer(await store.fetch_usage(handle, *_days(since, until)))
+
+
+@usage.command("history")
+@click.argument("handle", metavar="[ORGANISATION]", required=False)
+@period
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    help="Rows shown.",
+)
+@click.option(
+    "--mongodb-url",
+    envvar="MONGODB_URL",
+    show_envvar=True,
+    help="MongoDB, if the history is there; a dev stack knows its own.",
+)
+@operation
+async def show_history(
+    store: Store,
+    handle: str | None,
+    since: datetime.datetime | None,
+    until: datetime.datetime | None,
+    limit: int,
+    mongodb_url: str | None,
+) -> Answer:
+    """Show usage per database, application and statement, the costliest first."""
+    org_id = await store.find_id(handle)
+    state = click.get_current_context().params["state"]
+    url = mongodb_url if state is None else _kept(state).get("mongodb_url")
+    if not url:
+        return Answer(await store.fetch_history(org_id, *_days(since, until), limit))
+    mongodb = MongoHistory(Secret(url))
+    try:
+        return Answer(await mongodb.fetch_history(org_id, *_days(since, until), limit))
+    finally:
+        mongodb.close()

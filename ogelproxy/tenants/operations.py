@@ -29,7 +29,6 @@ from ogelproxy.tenants.model import (
     LimiterMode,
     Organization,
     PoolMode,
-    UsageDay,
 )
 from ogelproxy.tenants.vault import Vault
 
@@ -71,18 +70,6 @@ SELECT o.*,
        (SELECT count(*) FROM platform.database_credentials d
         WHERE d.org_id = o.id AND d.is_active) AS database_count
 FROM platform.organizations o
-"""
-
-_USAGE = """
-SELECT coalesce(o.handle, u.org_id::text) AS handle,
-       (u.period_start AT TIME ZONE 'UTC')::date AS day, u.database_type,
-       sum(u.query_count)::bigint AS query_count, sum(u.rows)::bigint AS rows,
-       sum(u.bytes)::bigint AS bytes, sum(u.vcpu_hours) AS vcpu_hours,
-       sum(u.memory_gb_hours) AS memory_gb_hours, max(u.storage_gb) AS storage_gb
-FROM platform.usage_metrics u LEFT JOIN platform.organizations o ON o.id = u.org_id
-WHERE u.period_start >= $1 AND u.period_start < $2
-  AND ($3::text IS NULL OR o.handle = $3)
-GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
 """
 
 
@@ -131,7 +118,7 @@ class Operations(Sessions):
         async with self._session() as session:
             row = await session.fetchrow(_ORGANIZATIONS + "WHERE o.handle = $1", handle)
         if row is None:
-            raise _unknown(handle)
+            raise unknown(handle)
         return _organization(row)
 
     async def fetch_scram(self, handle: str) -> tuple[bytes, int]:
@@ -143,7 +130,7 @@ class Operations(Sessions):
                 handle,
             )
         if row is None:
-            raise _unknown(handle)
+            raise unknown(handle)
         return row["scram_salt"], row["scram_iterations"]
 
     async def list_keys(self, handle: str) -> list[ApiKey]:
@@ -165,22 +152,6 @@ class Operations(Sessions):
                 await _id(session, handle),
             )
         return [_database(row) for row in rows]
-
-    async def fetch_usage(
-        self, handle: str | None, since: datetime.datetime, until: datetime.datetime
-    ) -> list[UsageDay]:
-        """Return usage per organisation, day and type; of all when `handle` is None.
-
-        Counted are the periods that start in [since, until).
-        """
-        async with self._session() as session:
-            if handle is not None:
-                await _id(session, handle)
-            rows = await session.fetch(_USAGE, since, until, handle)
-        return [
-            UsageDay(**{**row, "database_type": DatabaseType(row["database_type"])})
-            for row in rows
-        ]
 
     async def create_organization(
         self, handle: str, name: str, tier: str = "free", *, actor: str
@@ -484,7 +455,7 @@ async def _id(session: Session, handle: str) -> UUID:
         "SELECT id FROM platform.organizations WHERE handle = $1", handle
     )
     if org_id is None:
-        raise _unknown(handle)
+        raise unknown(handle)
     return org_id
 
 
@@ -498,7 +469,7 @@ async def _lock(session: Session, handle: str) -> Mapping[str, Any]:
         handle,
     )
     if row is None:
-        raise _unknown(handle)
+        raise unknown(handle)
     return row
 
 
@@ -522,7 +493,8 @@ def _check_dsn(type: DatabaseType, dsn: Secret) -> None:
         )
 
 
-def _unknown(handle: str) -> OperationRefused:
+def unknown(handle: str) -> OperationRefused:
+    """The refusal for an organisation that isn't there."""
     return OperationRefused(f"organisation {handle} does not exist")
 
 

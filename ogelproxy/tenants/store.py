@@ -26,6 +26,7 @@ from ogelproxy.errors import (
     SecretUnreadable,
 )
 from ogelproxy.tenants import schema
+from ogelproxy.tenants.history import History
 from ogelproxy.tenants.model import (
     OPERATORS,
     DatabaseType,
@@ -108,7 +109,7 @@ class _Connection(BaseConnection):
         return ""
 
 
-class Store(Operations, OperatorKeys, VitalSigns):
+class Store(Operations, OperatorKeys, History, VitalSigns):
     """The control plane's Postgres: open before use, close at the end.
 
     Without a vault it can do everything but read and write connection strings.

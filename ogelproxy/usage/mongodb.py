@@ -1,4 +1,4 @@
-"""MongoSink: usage history, audit and analytics in MongoDB, each thing once.
+"""MongoHistory, MongoSink: usage history and events in MongoDB, each thing once.
 
 Three plain collections, `usageHistory`, `auditLogs` and `analyticsEvents`, whose
 documents have ids that never change: what comes again meets its duplicate, which
@@ -59,6 +59,7 @@ ROWS_AT_ONCE = 500
 DAY = 86_400
 EXPIRY = "expiry"
 DUPLICATE_KEY = 11000
+AUTHENTICATION_FAILED = (18, 8000)  # MongoDB's code, and Atlas's
 
 
 def indexes(history_days: int) -> Mapping[str, Sequence[IndexModel]]:
@@ -91,15 +92,15 @@ class HistoryVitals:
     missing: tuple[str, ...]  # indexes that are not as they should be
 
 
-class MongoSink:
-    """One MongoDB database. Made inside of a running loop; `close` ends it.
+class MongoHistory:
+    """One MongoDB database, to read. Made inside of a running loop; `close` ends it.
 
     Every method raises HistoryUnavailable, in one sentence, when MongoDB can't be
     reached, refuses, or doesn't answer in time. Raises ConfigInvalid for a
     malformed URL.
     """
 
-    def __init__(self, url: Secret, history_days: int) -> None:
+    def __init__(self, url: Secret) -> None:
         text = url.get_secret_value()
         if not text.startswith(SCHEMES):
             raise ConfigInvalid(
@@ -121,34 +122,10 @@ class MongoSink:
             raise ConfigInvalid(
                 "usage.mongodb_url (MONGODB_URL) is not a valid MongoDB URL"
             ) from None
-        self._history_days = history_days
-        self._is_prepared = False  # the indexes are there
-        # Of the batch that is under way: its id, and how many rows are stored, so
-        # that a large one advances however often it is interrupted.
-        self._batch = ""
-        self._stored = 0
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
-
-    async def deliver(self, batch: Batch) -> None:
-        """Store the rows of `batch` in `usageHistory`, a part at a time."""
-        await self._prepare()
-        if batch.id != self._batch:
-            self._batch, self._stored = batch.id, 0
-        while self._stored < len(batch.rows):
-            part = batch.rows[self._stored : self._stored + ROWS_AT_ONCE]
-            await self._insert(USAGE, [_document(batch, row) for row in part])
-            self._stored += len(part)
-
-    async def record(self, events: Sequence[Event]) -> None:
-        """Store the audit in `auditLogs`, the rest in `analyticsEvents`."""
-        await self._prepare()
-        for kind, name in COLLECTIONS.items():
-            documents = [_event(event) for event in events if event.kind is kind]
-            if documents:
-                await self._insert(name, documents)
 
     async def fetch_history(
         self,
@@ -195,6 +172,37 @@ class MongoSink:
         except PyMongoError as error:
             raise _unavailable(error) from error
         return [_total(found) for found in answer["cursor"]["firstBatch"]]
+
+
+class MongoSink(MongoHistory):
+    """The same to write: indexes, batches and events; `history_days` are kept."""
+
+    def __init__(self, url: Secret, history_days: int) -> None:
+        super().__init__(url)
+        self._history_days = history_days
+        self._is_prepared = False  # the indexes are there
+        # Of the batch that is under way: its id, and how many rows are stored, so
+        # that a large one advances however often it is interrupted.
+        self._batch = ""
+        self._stored = 0
+
+    async def deliver(self, batch: Batch) -> None:
+        """Store the rows of `batch` in `usageHistory`, a part at a time."""
+        await self._prepare()
+        if batch.id != self._batch:
+            self._batch, self._stored = batch.id, 0
+        while self._stored < len(batch.rows):
+            part = batch.rows[self._stored : self._stored + ROWS_AT_ONCE]
+            await self._insert(USAGE, [_document(batch, row) for row in part])
+            self._stored += len(part)
+
+    async def record(self, events: Sequence[Event]) -> None:
+        """Store the audit in `auditLogs`, the rest in `analyticsEvents`."""
+        await self._prepare()
+        for kind, name in COLLECTIONS.items():
+            documents = [_event(event) for event in events if event.kind is kind]
+            if documents:
+                await self._insert(name, documents)
 
     async def fetch_vitals(self) -> HistoryVitals:
         """Ask the server what it is, and for its indexes."""
@@ -260,6 +268,8 @@ class MongoSink:
             for name, models in indexes(self._history_days).items():
                 await self._prepare_collection(name, models)
         except OperationFailure as error:
+            if error.code in AUTHENTICATION_FAILED:
+                raise _unavailable(error) from error
             # Without the right to: what is written counts more than how fast it
             # is found.
             logger.error("MongoDB's indexes were not made: %s", _said(error))

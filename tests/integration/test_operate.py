@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import orjson
 import psycopg
@@ -21,6 +24,9 @@ from ogelproxy.config import Control, Secret
 from ogelproxy.tenants.model import OPERATORS, Tenant
 from ogelproxy.tenants.store import Store
 from ogelproxy.tenants.vault import Vault
+from ogelproxy.usage import Batch, Payer, PostgresSink, Row
+from ogelproxy.usage.mongodb import MongoSink
+from tests.fixtures.mongodb import Mongo
 from tests.fixtures.postgres import Postgres
 
 GROUPS = {
@@ -237,6 +243,95 @@ def test_usage_is_shown_by_day(terminal: Terminal) -> None:
     assert terminal.read("usage show --until 2020-01-01 --since 2020-01-01") == []
     assert "postgres" in terminal.type("usage show")
     assert "does not exist" in terminal.refusal("usage show org_nobody")
+
+
+PAYER = Payer(UUID(int=0), "org_a", "pro", "postgres", "app", "psql")
+SPENT = Row(
+    slot=4,
+    payer=PAYER,
+    fingerprint=(1 << 64) - 5,
+    queries=3,
+    refused=1,
+    errors=0,
+    sqlstate="",
+    rows=20,
+    bytes_in=100,
+    bytes_out=1000,
+    server_seconds=1.5,
+    queue_seconds=0.25,
+    throttled_seconds=0.125,
+    vcpu_seconds=7200.0,
+    memory_gib_seconds=1800.0,
+    longest_seconds=1.0,
+    first_at=time.time(),
+    last_at=time.time(),
+)
+
+
+@pytest.mark.parametrize("place", ["postgres", "mongodb"])
+def test_history_is_shown_by_statement_wherever_it_is(
+    terminal: Terminal, place: str, request: pytest.FixtureRequest
+) -> None:
+    terminal.type("org create org_a")
+    org_id = terminal.tenant("org_a").id
+    mine = replace(SPENT, payer=replace(PAYER, org_id=org_id))
+    rows = (
+        mine,
+        replace(mine, slot=5, longest_seconds=9.0),
+        replace(mine, slot=6, fingerprint=0, server_seconds=1.0),
+        replace(mine, slot=7, payer=replace(PAYER, handle="org_b")),
+        replace(mine, slot=8, first_at=1.0),
+    )
+    batch = Batch(uuid4(), 1, time.time(), rows)
+    mongodb: Mongo | None = None
+    if place == "mongodb":
+        mongodb = request.getfixturevalue("mongodb")
+        terminal.environ["MONGODB_URL"] = mongodb.url
+
+    async def deliver() -> None:
+        async with Store(Control(database_url=Secret(terminal.url)), None) as store:
+            await PostgresSink(store.pool, 30, keeps_history=mongodb is None).deliver(
+                batch
+            )
+        if mongodb is not None:
+            sink = MongoSink(Secret(mongodb.url), 30)
+            await sink.deliver(batch)
+            sink.close()
+
+    asyncio.run(deliver())
+    first, second = terminal.read("usage history org_a")
+    moment = datetime.datetime.fromisoformat(first.pop("last_at"))
+    assert abs(moment.timestamp() - mine.last_at) < 0.002
+    assert first == {
+        "handle": "org_a",
+        "database": "app",
+        "database_type": "postgres",
+        "application_name": "psql",
+        "fingerprint": "fffffffffffffffb",
+        "queries": 6,
+        "refused": 2,
+        "errors": 0,
+        "rows": 40,
+        "bytes_in": 200,
+        "bytes_out": 2000,
+        "server_seconds": 3.0,
+        "longest_seconds": 9.0,
+        "vcpu_hours": 4.0,
+        "memory_gb_hours": 1.0,
+    }
+    assert (second["fingerprint"], second["server_seconds"]) == (None, 1.0)
+    assert len(terminal.read("usage history")) == 3
+    assert len(terminal.read("usage history --limit 1")) == 1
+    assert len(terminal.read("usage history org_a --since 1970-01-01")) == 2
+    assert terminal.read("usage history --until 1970-01-02 --since 1970-01-02") == []
+    assert "fffffffffffffffb" in terminal.type("usage history")
+    assert "does not exist" in terminal.refusal("usage history org_nobody")
+
+
+def test_a_mongodb_that_is_away_is_one_sentence(terminal: Terminal) -> None:
+    url = "mongodb://u:hunter22@127.0.0.1:1/x"
+    refusal = terminal.refusal(f"usage history --mongodb-url {url}")
+    assert "MongoDB gives no answer" in refusal and "hunter22" not in refusal
 
 
 def test_the_audit_names_the_operator(terminal: Terminal) -> None:
