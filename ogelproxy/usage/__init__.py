@@ -273,6 +273,7 @@ class Meter:
                 path = await self._on_disk(self._spool.open_batch)
             except (OSError, OgelError):
                 self.is_blocked = True
+                await self._survey()
                 raise
             self.is_blocked = False
             left, self._path = self._path, path
