@@ -46,7 +46,6 @@ cdef class TokenBucket:
     cdef double asked_at           # when the latest ask began
     cdef uint64_t asked_total      # admitted, refused and warned then
     cdef readonly double demand    # tokens per second that were wanted lately
-    cdef double lacking            # tokens that the latest failed take lacked
 
     # Who waits, in order, and for how many tokens: clients by `join`.
     cdef readonly object queue

@@ -109,33 +109,34 @@ cdef class TokenBucket:
     cdef double wait_for(self, double now, double ahead, double count) noexcept:
         """Seconds until `count` tokens are there, once `ahead` were taken.
 
-        Sets `must_ask` when only the lender can tell, and `lacking`.
+        Sets `must_ask` when only the lender can tell.
         """
+        cdef double lacking = ahead + count - (self.own + self.trickle + self.chunk)
         cdef double rate = self.own_rate if now < self.own_until else 0
         cdef double room = self.own_capacity if rate else 0
         cdef double wait
         self.must_ask = False
-        self.lacking = ahead + count - (self.own + self.trickle + self.chunk)
         if count > self.capacity:
             return INFINITY
         if not self.is_leased:
             # From `stamp`, which is later than `now` if the clock stepped back.
             if rate == 0:
                 return INFINITY
-            return self.lacking / rate + (self.stamp - now) + MARGIN
+            return lacking / rate + (self.stamp - now) + MARGIN
         if (
             self.trickle_rate
             and now < self.renew_at
             and count <= room + self.trickle_capacity + self.chunk
         ):
             # All that the lender could give; what comes after it will be alike.
-            return self.lacking / (rate + self.trickle_rate) + MARGIN
+            return lacking / (rate + self.trickle_rate) + MARGIN
         if now >= self.dry_until:
             self.must_ask = True
             return MARGIN
-        wait = self.dry_until - now
+        # The whole tenant gets no more than its rate.
+        wait = max(self.dry_until - now, lacking / self.rate)
         if rate and count <= room:
-            wait = min(wait, max(self.lacking / rate, self.own_from - now) + MARGIN)
+            wait = min(wait, max(lacking / rate, self.own_from - now) + MARGIN)
         return wait
 
     cpdef double take(self, double now, uint32_t count) noexcept:
@@ -201,7 +202,7 @@ cdef class TokenBucket:
 
     def ask(self, double now):
         cdef double returned = 0
-        cdef double lacking = ceil(max(self.lacking, 1.0))
+        cdef double lacking = 1
         cdef uint64_t total = self.admitted + self.refused + self.warned
         cdef double elapsed = max(now - self.asked_at, 0.0)
         self.refill(now)
@@ -224,7 +225,11 @@ cdef class TokenBucket:
         self.renew_at = INFINITY
         self.is_asking = True
         self.must_ask = False
-        if self.is_settling and not self.queue:
+        if self.queue:
+            # For who is first: the others can be served one by one.
+            lacking = next(iter(self.queue.values())) - self.own - self.chunk
+            lacking = ceil(max(lacking, 1))
+        elif self.is_settling:
             returned, self.chunk = self.chunk, 0
             lacking = 0
         self.is_settling = False
@@ -294,7 +299,9 @@ cdef class TokenBucket:
         if self.is_asking:
             return
         if has_changed and self.queue:
-            self.send_back(self.late(now))
+            self.wait_for(now, 0, next(iter(self.queue.values())))
+            if not self.must_ask:
+                self.send_back(self.late(now))
         if self.queue:
             self.wake(now, next(iter(self.queue.values())))
         elif now >= self.renew_at and not self.is_asking:
