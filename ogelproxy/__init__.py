@@ -57,7 +57,7 @@ from ogelproxy.errors import (
     WorkerFailed,
 )
 from ogelproxy.metrics import Metrics
-from ogelproxy.tenants.directory import InMemoryDirectory, TenantDirectory
+from ogelproxy.tenants.directory import TenantDirectory
 from ogelproxy.tenants.model import (
     Credential,
     DatabaseType,
@@ -68,6 +68,7 @@ from ogelproxy.tenants.model import (
     Tenant,
     Tier,
 )
+from ogelproxy.tenants.supplied import InMemoryDirectory
 from ogelproxy.usage import Batch, MemorySink, Payer, PostgresSink, Row, Sink
 
 __version__ = version("ogelproxy")

@@ -25,6 +25,7 @@ from ogelproxy.console.operator import OperatorConsole, Parts
 from ogelproxy.console.tenant import TenantConsole
 from ogelproxy.errors import (
     ConfigInvalid,
+    ControlUnavailable,
     CredentialRejected,
     DatabaseUnknown,
     Draining,
@@ -45,6 +46,8 @@ from ogelproxy.redis import Redis
 from ogelproxy.relay import Relay
 from ogelproxy.router import Router
 from ogelproxy.slots import Slots
+from ogelproxy.tenants import schema
+from ogelproxy.tenants.cache import Start, TenantCache
 from ogelproxy.tenants.directory import Directory, TenantDirectory
 from ogelproxy.tenants.model import OPERATORS, REPLICATION, Tenant
 from ogelproxy.tenants.store import Store
@@ -102,6 +105,8 @@ class Engine:
         self._given_directory = directory
         self._given_sinks = sinks
         self._store: Store | None = None
+        #: The control plane's; without one, stable for as long as the engine lives.
+        self._mock_secret = secrets.token_bytes(32)
         self._mongodb: MongoSink | None = None  # while started, where one is configured
         self._redis: Redis | None = None  # while started, where one is configured
         self._slots: Slots[Admission] | None = None  # likewise; a worker has none
@@ -193,9 +198,7 @@ class Engine:
                 stop=self.stop_asked.set,
             )
         )
-        authenticator = Authenticator(
-            config.auth, mock_secret=await self._mock_secret()
-        )
+        authenticator = Authenticator(config.auth, mock_secret=self._mock_secret)
         self._login = Login(
             config,
             relay=self._relay,
@@ -246,10 +249,15 @@ class Engine:
                 "control.database_url (DATABASE_URL) and control.secret_key "
                 "(O7S_SECRET_KEY) are needed"
             )
-        self._store = Store(control, Vault(control.secret_key))
+        vault = Vault(control.secret_key)
+        self._store = Store(control, vault)
         await self._store.open()
-        await self._store.migrate()
-        directory = Directory(self._store, control, clock=self._clock)
+        cache = None
+        if self._redis is not None:
+            cache = TenantCache(self._redis, vault, clock=self._clock)
+        self._mock_secret = await _prepare(self._store, cache)
+        directory = Directory(self._store, control, self._clock, cache)
+        self.metrics.add_source(directory.samples)
         if self._given_sinks is not None:
             return directory, self._given_sinks
         billing = PostgresSink(
@@ -285,12 +293,6 @@ class Engine:
             tier=tenant.tier.name,
             limit=tenant.tier.max_queries_per_second,
         )
-
-    async def _mock_secret(self) -> bytes:
-        # Without a control plane, stable for as long as the engine lives.
-        if self._store is None:
-            return secrets.token_bytes(32)
-        return await self._store.fetch_mock_secret()
 
     async def drain(self) -> None:
         """Accept no more, let transactions finish, tell idle clients 57P01.
@@ -405,10 +407,13 @@ class Engine:
     def status(self) -> Mapping[str, Any]:
         """A picture of the engine for operators, without secrets."""
         reasons = ["draining"] if self._is_draining else []
+        stale_since = self.directory.stale_since
+        stale = 0.0 if stale_since is None else self._clock() - stale_since
         return {
             "ready": self.is_ready,
             "reasons": reasons,
             "control_plane": "degraded" if self.directory.is_degraded else "up",
+            "control_plane_stale_seconds": round(stale, 1),
             "redis": self._redis_state,
             "usage_spool": self._meter.spool_state,
             "event_spool": "half full" if self._journal.is_crowded else "ok",
@@ -523,6 +528,27 @@ class Engine:
             error = _why_not(client.session, old, new)
             if error is not None:
                 self._relay.fail(client, error)
+
+
+async def _prepare(store: Store, cache: TenantCache | None) -> bytes:
+    """Bring the control plane up to date; return its secret for mock salts.
+
+    While it is away, what an earlier start of the same release left in Redis will
+    do. Raises ControlUnavailable.
+    """
+    newest, _ = schema.scripts()[-1]
+    try:
+        await store.migrate()
+        secret = await store.fetch_mock_secret()
+    except ControlUnavailable as error:
+        start = None if cache is None else await cache.fetch_start()
+        if start is None or start.schema != newest:
+            raise
+        log.warning("starting with what Redis knows: %s", error)
+        return start.mock_secret
+    if cache is not None:
+        await cache.write_start(Start(newest, secret))
+    return secret
 
 
 def _listen_samples(pool: Pool) -> Iterable[GaugeSample | CounterSample]:

@@ -9,8 +9,11 @@ from __future__ import annotations
 HOSTS = "o7s:hosts"
 #: Hash: which run of the server keeps the slots of connections, since when (`slots`).
 EPOCH = "o7s:epoch"
-#: Channel: organisations that changed, as ``HANDLE VERSION`` (`tenants`).
+#: Channel: organisations that changed, as ``HANDLE VERSION``, and those that were
+#: deleted, as ``HANDLE VERSION gone`` (`tenants`).
 CHANGES = "o7s:changes"
+#: What a proxy needs to start while the control plane is away (`tenants`).
+START = "o7s:start"
 #: Channel: cancel requests for clients of other machines (`cancel`).
 CANCELS = "o7s:cancels"
 

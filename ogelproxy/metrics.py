@@ -72,6 +72,9 @@ COUNTERS = {
     "o7s_bytes_total": Declared("Bytes relayed.", ("direction",)),
     "o7s_lease_requests_total": Declared("Leases asked of Redis.", ("answered",)),
     "o7s_notifications_total": Declared("Notifications given to listening clients."),
+    "o7s_tenant_lookups_total": Declared(
+        "Tenant records looked up, by who answered.", ("from",)
+    ),
     "o7s_usage_delivered_batches_total": Declared("Usage batches delivered."),
     "o7s_worker_restarts_total": Declared("Workers that ended unasked."),
     "o7s_worker_silences_total": Declared("Questions that a worker did not answer."),
@@ -89,6 +92,9 @@ GAUGES = {
     "o7s_pinned_clients": Declared("Clients pinned to their server connection."),
     "o7s_waiting_clients": Declared("Clients waiting for a server connection."),
     "o7s_tenants_cached": Declared("Tenant records in memory."),
+    "o7s_tenants_unproven": Declared(
+        "Of those, which Redis gave and the control plane has not confirmed."
+    ),
     "o7s_usage_spooled_batches": Declared("Usage batches waiting for delivery."),
     "o7s_usage_spool_bytes": Declared("Bytes of the usage spool in use."),
     "o7s_usage_spool_limit_bytes": Declared("Bytes that the usage spool may take."),

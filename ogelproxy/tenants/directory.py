@@ -1,10 +1,15 @@
-"""Directory: tenants in memory, kept true by the control plane's pushes.
+"""Directory: tenants in memory, kept true by what the control plane pushes.
 
-A record in memory stays true while the store is listening for changes, so it has
-no time to live; what was missed while it was not is found by comparing versions.
-All reads of the store pass through one loop, in batches. They never overlap, so
-what a later one brings is newer: a late message can only cause a look, and never
-bring an old record back.
+Memory first, then Redis where there is one, then the store. A record that the store
+gave stays true while the store is listened to, so it has no time to live; what was
+missed while it was not is found by comparing versions. A record that Redis gave
+serves at once and is compared at once.
+
+Whoever reads the store writes to Redis, and Redis tells all: so a process that
+can't hear the store learns of changes too. Versions say what is newer. Reads of the
+store pass through one loop and never overlap, so a later one brings what is newer
+in any case; beside what Redis told during a read, its answer counts only if it is
+not older. So no late message or read brings an old record back.
 """
 
 from __future__ import annotations
@@ -13,27 +18,30 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Protocol, TypeVar
+import zlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from typing import Literal, Protocol, TypeVar
 
 from ogelproxy.config import Control
-from ogelproxy.errors import ControlUnavailable
-from ogelproxy.tenants.model import HANDLE, OPERATORS, Tenant
+from ogelproxy.errors import ControlUnavailable, RedisUnavailable
+from ogelproxy.metrics import CounterSample, GaugeSample
+from ogelproxy.tenants.cache import RECORD_TTL, TenantCache
+from ogelproxy.tenants.looks import Looks
+from ogelproxy.tenants.memory import Memory, Subscriber, Subscribers
+from ogelproxy.tenants.model import Tenant
+from ogelproxy.tenants.seal import Entry
 
 logger = logging.getLogger(__name__)
 
-#: Called in the loop with the known record and what became of it, None when it was
-#: deleted.
-Subscriber = Callable[[Tenant, Tenant | None], None]
-
 Answer = TypeVar("Answer")
+
+#: Who answered a look, and what: None for a tenant that does not exist.
+Source = Literal["memory", "redis", "postgres"]
+Found = tuple[Source, Tenant | None]
 
 LOAD_TENANTS = 64  # records of one read: some 3 ms of the loop's time
 COMPARE_TENANTS = 2_000  # versions of one read
-#: Unknown handles remembered: anyone may send them, so they have a bound of their
-#: own and push no tenant out.
-MAX_UNKNOWN = 10_000
 MIN_RETRY_INTERVAL = 0.1  # seconds
 MAX_RETRY_INTERVAL = 5.0  # seconds
 
@@ -75,29 +83,12 @@ class TenantDirectory(Protocol):
     def subscribe(self, subscriber: Subscriber) -> None: ...
 
 
-class _Subscribers:
-    """Those who want to know of changes; one that fails does not stop the others."""
-
-    def __init__(self) -> None:
-        self._all: list[Subscriber] = []
-
-    def add(self, subscriber: Subscriber) -> None:
-        self._all.append(subscriber)
-
-    def tell(self, old: Tenant, new: Tenant | None) -> None:
-        for subscriber in self._all:
-            try:
-                subscriber(old, new)
-            except Exception:
-                logger.exception("a change of %s was not taken in", old.handle)
-
-
 class Directory:
     """Tenant records in front of a store; start before use, stop at the end.
 
     Keeps those that are held and at most `max_tenants` others, of which the least
     recently found goes first. While the control plane is away the last known
-    records serve, up to `stale_ttl` seconds.
+    records serve, those in Redis too, up to `stale_ttl` seconds after they were true.
     """
 
     def __init__(
@@ -105,32 +96,38 @@ class Directory:
         store: TenantStore,
         config: Control,
         clock: Callable[[], float] = time.monotonic,
+        cache: TenantCache | None = None,
     ) -> None:
+        """`cache` is Redis, which is started after this and before `start`."""
         self._store = store
         self._config = config
         self._clock = clock
-        self._subscribers = _Subscribers()
-        self._records: dict[str, Tenant] = {}  # all that are known
-        #: Those of _records that may be evicted, least recently found first.
-        self._idle: OrderedDict[str, None] = OrderedDict()
-        self._holds: Counter[str] = Counter()  # by handle; those that may not
-        #: Handles that did not exist, and when that is forgotten; oldest first.
-        self._unknown: OrderedDict[str, float] = OrderedDict()
-        #: What the loader reads next, and what it is reading: a change reported
-        #: during a read asks for another one.
-        self._wanted: dict[str, asyncio.Future[Tenant | None]] = {}
-        self._loading: dict[str, asyncio.Future[Tenant | None]] = {}
-        self._is_wanted = asyncio.Event()  # set while _wanted has something new
+        self._cache = cache
+        self._subscribers = Subscribers()
+        self._memory = Memory(config, clock, self._subscribers)
+        #: What is asked of the store: records, and versions of unproven records.
+        self._loads: Looks[Found] = Looks()
+        self._doubts: Looks[None] = Looks()
+        #: What is asked of Redis, and of those that it announced the version that
+        #: will do.
+        self._recalls: Looks[Found] = Looks()
+        self._announced: dict[str, int] = {}
+        #: What Redis told of handles while the store was being asked for them.
+        self._overtaken: dict[str, Entry] = {}
         self._is_listening = False  # changed by the store's reports
         #: From when changes may be missing; None once all records were compared.
         self._stale_since: float | None = None
-        self._lost_looks = 0  # reads that failed, ever
+        self._lost_loads = 0  # reads that failed, ever
         self._is_to_compare = asyncio.Event()  # set to compare all records now
+        self._comparisons = 0  # so far: says whose turn it is to be written again
         self._has_tried = asyncio.Event()  # set after the first attempt to listen
+        self._lookups: Counter[Source] = Counter()  # answers to `find`, ever
         self._tasks: list[asyncio.Task[None]] = []  # while started
+        if cache is not None:
+            cache.hear(self._announce, self._heard)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._memory)
 
     @property
     def is_degraded(self) -> bool:
@@ -142,6 +139,15 @@ class Directory:
         """The clock's time from which changes may be missing; None for never."""
         return self._stale_since
 
+    def samples(self) -> Iterator[CounterSample | GaugeSample]:
+        """Say who answered lookups, and how many records the store didn't confirm."""
+        sources: tuple[Source, ...] = ("memory", "redis", "postgres")
+        for source in sources:
+            yield CounterSample(
+                "o7s_tenant_lookups_total", {"from": source}, self._lookups[source]
+            )
+        yield GaugeSample("o7s_tenants_unproven", {}, self._memory.unproven_count)
+
     async def start(self) -> None:
         """Begin to listen; returns after the first attempt, also if it was in vain.
 
@@ -149,11 +155,10 @@ class Directory:
         """
         self._stale_since = self._clock()
         self._has_tried.clear()
-        self._tasks = [
-            asyncio.create_task(self._listen()),
-            asyncio.create_task(self._load()),
-            asyncio.create_task(self._reconcile()),
-        ]
+        loops = [self._listen(), self._load(), self._prove(), self._reconcile()]
+        if self._cache is not None:
+            loops += [self._recall(self._cache), self._cache.write(self._known)]
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
         await self._has_tried.wait()
         listening = self._tasks[0]
         if listening.done():
@@ -167,103 +172,102 @@ class Directory:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._is_listening = False
-        self._refuse_waiting(ControlUnavailable("the directory is stopped"))
+        error = ControlUnavailable("the directory is stopped")
+        self._recalls.refuse(error)
+        self._loads.refuse(error)
 
     async def find(self, handle: str) -> Tenant | None:
-        """Return the tenant, from memory or else from the store; None if unknown.
+        """Return the tenant, from memory, Redis or the store; None if unknown.
 
-        Raises ControlUnavailable when neither can tell. The record may change
+        Raises ControlUnavailable when none can tell. The record may change
         while the caller awaits something: `hold` it and `peek` again.
         """
-        record = self._records.get(handle)
-        if record is not None and not self._is_expired():
-            if handle in self._idle:
-                self._idle.move_to_end(handle)
+        record = self._memory.get(handle)
+        if record is not None and not self._is_expired(handle):
+            self._memory.touch(handle)
+            self._lookups["memory"] += 1
             return record
-        if record is None and self._is_unknown(handle):
+        if record is None and self._memory.is_unknown(handle):
+            self._lookups["memory"] += 1
             return None
-        if not self._tasks:
-            raise ControlUnavailable("the directory is not started")
-        loading = self._loading.get(handle)
-        return await asyncio.shield(loading or self._want(handle))
+        waiting = self._waiting()
+        if self._cache is None or handle in self._loads:
+            self._loads.join(handle, waiting)
+        elif self._cache.is_worth_asking:
+            self._recalls.join(handle, waiting)
+        else:
+            self._loads.want(handle, waiting)
+        source, found = await waiting
+        self._lookups[source] += 1
+        return found
 
     async def refresh(self, handle: str) -> Tenant | None:
         """Return the tenant as the store has it now; while it is away, as `find`."""
-        if not self._tasks:
-            raise ControlUnavailable("the directory is not started")
+        waiting = self._waiting()
+        self._loads.want(handle, waiting)
         try:
-            return await asyncio.shield(self._want(handle))
+            _, found = await waiting
         except ControlUnavailable:
             return await self.find(handle)
+        return found
 
     def peek(self, handle: str) -> Tenant | None:
         """Return what memory holds, however old, without marking it as used."""
-        return self._records.get(handle)
+        return self._memory.get(handle)
 
     def hold(self, handle: str) -> None:
         """Keep the record, and the news of it, until as many calls of `release`."""
-        self._holds[handle] += 1
-        self._idle.pop(handle, None)
+        self._memory.hold(handle)
 
     def release(self, handle: str) -> None:
         """Undo one `hold`."""
-        self._holds[handle] -= 1
-        if self._holds[handle] <= 0:
-            del self._holds[handle]
-            if handle in self._records:
-                self._idle[handle] = None
-                self._evict()
+        self._memory.release(handle)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call back whenever a record in memory changed or was deleted."""
         self._subscribers.add(subscriber)
 
-    def _is_expired(self) -> bool:
+    def _waiting(self) -> asyncio.Future[Found]:
+        if not self._tasks:
+            raise ControlUnavailable("the directory is not started")
+        return asyncio.get_running_loop().create_future()
+
+    def _true_at(self, handle: str) -> float:
+        """The clock's time when the record in memory was surely true."""
+        since = self._memory.unproven_since(handle)
+        if since is None:
+            since = self._stale_since
+        return self._clock() if since is None else since
+
+    def _is_expired(self, handle: str) -> bool:
         if self._stale_since is None:
             return False
-        return self._clock() - self._stale_since > self._config.stale_ttl
-
-    def _is_unknown(self, handle: str) -> bool:
-        if handle != OPERATORS and not HANDLE.fullmatch(handle):
-            return True
-        forgotten_at = self._unknown.get(handle)
-        if forgotten_at is None:
-            return False
-        if self._clock() < forgotten_at:
-            return True
-        del self._unknown[handle]
-        return False
-
-    def _want(self, handle: str) -> asyncio.Future[Tenant | None]:
-        future = self._wanted.get(handle)
-        if future is None:
-            future = asyncio.get_running_loop().create_future()
-            self._wanted[handle] = future
-        self._is_wanted.set()
-        return future
+        return self._clock() - self._true_at(handle) > self._config.stale_ttl
 
     # What the store reports
 
     def _changed(self, payload: str) -> None:
         kind, _, name = payload.partition(":")
         if kind == "org":
-            self._unknown.pop(name, None)
-            if name in self._records or name in self._loading:
-                self._want(name)
+            self._memory.forget_unknown(name)
+            if self._memory.get(name) is not None or self._is_asked(name):
+                self._loads.want(name)
         elif kind == "tier":
-            for handle, record in self._records.items():
-                if record.tier.name == name:
-                    self._want(handle)
+            for handle in self._memory.of_tier(name):
+                self._loads.want(handle)
             # Which tier these have is known too late.
-            for handle in self._loading:
-                self._want(handle)
+            for handle in (*self._loads.asked, *self._recalls.asked):
+                self._loads.want(handle)
+
+    def _is_asked(self, handle: str) -> bool:
+        return self._loads.is_asked(handle) or self._recalls.is_asked(handle)
 
     def _attached(self, is_listening: bool) -> None:
         self._is_listening = is_listening
         self._has_tried.set()
         if is_listening:
             # Nobody told of handles that came into being before.
-            self._unknown.clear()
+            self._memory.forget_unknown()
             self._is_to_compare.set()
         else:
             self._degrade("changes can't be heard")
@@ -273,6 +277,35 @@ class Directory:
             self._stale_since = self._clock()
             self._is_to_compare.set()
             logger.warning("serving known tenants only: %s", reason)
+
+    # What Redis reports
+
+    def _announce(self, handle: str, version: int, is_gone: bool) -> None:
+        """Take in that others know a version, or that it was the last one."""
+        self._memory.forget_unknown(handle)
+        record = self._memory.get(handle)
+        if record is None:
+            is_news = self._is_asked(handle)
+        else:
+            is_news = version >= record.version + (not is_gone)
+        if not is_news or self._cache is None:
+            return
+        if self._cache.is_worth_asking:
+            self._announced[handle] = max(version, self._announced.get(handle, 0))
+            self._recalls.want(handle)
+        else:
+            self._loads.want(handle)
+
+    def _heard(self, is_heard: bool) -> None:
+        """Make up for what was not heard, and for what Redis may have lost."""
+        if not is_heard or self._cache is None:
+            return
+        if self.is_degraded:
+            for handle in self._memory.handles:
+                self._recalls.want(handle)
+        else:
+            for handle in self._memory.held:
+                self._cache.note(handle)
 
     # The loops
 
@@ -287,24 +320,60 @@ class Directory:
             self._has_tried.set()
 
     async def _load(self) -> None:
+        """Ask the store for records."""
         while True:
-            await self._is_wanted.wait()
-            batch = list(itertools.islice(self._wanted, LOAD_TENANTS))
-            self._loading = {handle: self._wanted.pop(handle) for handle in batch}
-            if not self._wanted:
-                self._is_wanted.clear()
+            handles = await self._loads.take(LOAD_TENANTS)
+            self._overtaken.clear()
             try:
-                found = await _answer(self._store.fetch_tenants(batch))
+                found = await _answer(self._store.fetch_tenants(handles))
             except ControlUnavailable as error:
-                self._lost_looks += 1
+                self._lost_loads += 1
                 self._degrade(error)
-                self._refuse_waiting(error)
+                self._loads.refuse(error)
             else:
-                loaded, self._loading = self._loading, {}
-                for handle, future in loaded.items():
+                for handle in handles:
                     self._keep(handle, found.get(handle))
-                    if not future.done():
-                        future.set_result(found.get(handle))
+
+    async def _recall(self, cache: TenantCache) -> None:
+        """Ask Redis for records, and the store for those that it doesn't have."""
+        while True:
+            handles = await self._recalls.take(LOAD_TENANTS)
+            wanted = {handle: self._announced.pop(handle, 0) for handle in handles}
+            entries: Mapping[str, Entry] = {}
+            try:
+                entries = await cache.fetch(handles)
+            except RedisUnavailable:
+                pass  # it has been logged; the store is asked
+            except Exception:
+                logger.exception("records in Redis can't be read")
+            for handle, version in wanted.items():
+                if not self._recalls.is_asked(handle):
+                    continue  # the store was faster
+                entry = entries.get(handle)
+                if entry is not None and entry.version >= version:
+                    age = cache.age(entry)
+                    if self._believe(entry, self._clock() - age):
+                        found: Found = ("redis", self._memory.get(handle))
+                        self._recalls.answer(handle, found)
+                        continue
+                waiting = self._recalls.release(handle)
+                # One that was recalled on suspicion has the comparisons.
+                if waiting or version:
+                    self._loads.want(handle, *waiting)
+
+    async def _prove(self) -> None:
+        """Compare what Redis gave with the store."""
+        while True:
+            handles = await self._doubts.take(COMPARE_TENANTS)
+            try:
+                for handle in await self._differing(handles):
+                    self._loads.want(handle)
+            except ControlUnavailable as error:
+                # All records are compared when it is back.
+                self._lost_loads += 1
+                self._degrade(error)
+            for handle in handles:
+                self._doubts.answer(handle, None)
 
     async def _reconcile(self) -> None:
         retry_interval = MIN_RETRY_INTERVAL
@@ -317,19 +386,20 @@ class Directory:
             except TimeoutError:
                 pass
             self._is_to_compare.clear()
-            now, lost_looks = self._clock(), self._lost_looks
+            now, lost_loads = self._clock(), self._lost_loads
             try:
                 await self._compare()
             except ControlUnavailable as error:
                 self._degrade(error)
                 retry_interval = min(retry_interval * 2, MAX_RETRY_INTERVAL)
                 continue
-            is_whole = self._lost_looks == lost_looks
+            is_whole = self._lost_loads == lost_loads
             if self._is_listening and is_whole and not self._is_to_compare.is_set():
                 if self._stale_since is not None:
-                    logger.info("%d tenants are up to date", len(self._records))
+                    logger.info("%d tenants are up to date", len(self._memory))
                 self._stale_since = None
                 retry_interval = MIN_RETRY_INTERVAL
+                self._renew()
             else:
                 # Asking now and then must do for as long as nobody tells.
                 self._stale_since = now
@@ -337,51 +407,99 @@ class Directory:
 
     async def _compare(self) -> None:
         """Read anew what differs from the store; raises ControlUnavailable."""
-        handles = iter(list(self._records))
+        handles = iter(self._memory.handles)
         while chunk := list(itertools.islice(handles, COMPARE_TENANTS)):
-            versions = await _answer(self._store.fetch_versions(chunk))
-            looks = [
-                asyncio.shield(self._want(handle))
-                for handle in chunk
-                if (record := self._records.get(handle)) is not None
-                and versions.get(handle) != record.version
-            ]
+            looks = []
+            for handle in await self._differing(chunk):
+                looks.append(self._waiting())
+                self._loads.want(handle, looks[-1])
             await asyncio.gather(*looks)
+
+    async def _differing(self, handles: Collection[str]) -> list[str]:
+        """Return those that differ from the store; the others are proven."""
+        versions = await _answer(self._store.fetch_versions(handles))
+        differing = []
+        for handle in handles:
+            record = self._memory.get(handle)
+            if record is None:
+                continue
+            if versions.get(handle) == record.version:
+                self._memory.prove(handle)
+            else:
+                differing.append(handle)
+        return differing
+
+    def _renew(self) -> None:
+        """Write a part of the records again, so that none expires in Redis."""
+        if self._cache is None:
+            return
+        turns = max(1, int(RECORD_TTL / 2 / self._config.reconcile_interval))
+        self._comparisons += 1
+        for handle in self._memory.handles:
+            if (zlib.crc32(handle.encode()) + self._comparisons) % turns == 0:
+                self._cache.note(handle)
 
     # What was read
 
-    def _refuse_waiting(self, error: ControlUnavailable) -> None:
-        waiting = [*self._loading.values(), *self._wanted.values()]
-        self._loading, self._wanted = {}, {}
-        self._is_wanted.clear()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(error)
-                # Nobody may be waiting for a look that a message asked for.
-                future.exception()
-
     def _keep(self, handle: str, new: Tenant | None) -> None:
-        old = self._records.get(handle)
-        if new is None:
-            self._records.pop(handle, None)
-            self._idle.pop(handle, None)
-            self._unknown[handle] = self._clock() + self._config.negative_ttl
-            if len(self._unknown) > MAX_UNKNOWN:
-                self._unknown.popitem(last=False)
+        """Take in what the store said, and answer with it."""
+        told = self._overtaken.get(handle)
+        if told is not None and _is_older(new, told):
+            self._loads.want(handle, *self._loads.release(handle))
+            return
+        if new is not None:
+            self._memory.put(new)
+            if self._cache is not None:
+                self._cache.note(handle)
         else:
-            self._records[handle] = new
-            self._unknown.pop(handle, None)
-            if handle not in self._holds:
-                self._idle[handle] = None
-                self._idle.move_to_end(handle)
-            self._evict()
-        if old is not None and (new is None or new.version != old.version):
-            self._subscribers.tell(old, new)
+            old = self._memory.drop(handle)
+            if old is not None and self._cache is not None:
+                self._cache.note(handle, old.version)
+        self._loads.answer(handle, ("postgres", new))
+        # What Redis may say now is not newer.
+        self._recalls.answer(handle, ("postgres", new))
 
-    def _evict(self) -> None:
-        while len(self._idle) > self._config.max_tenants:
-            handle, _ = self._idle.popitem(last=False)
-            del self._records[handle]
+    def _believe(self, entry: Entry, true_at: float) -> bool:
+        """Take in what Redis holds; return whether memory may answer now."""
+        handle = entry.handle
+        record = self._memory.get(handle)
+        if entry.record is None:
+            if record is None or record.version > entry.version:
+                return False  # it may exist again
+            # It had no later version: one that comes back gets a higher one.
+            self._overtake(entry)
+            self._memory.drop(handle)
+            return True
+        if record is not None and record.version > entry.version:
+            return not self._is_expired(handle)
+        if record is not None and record.version == entry.version:
+            if self._true_at(handle) >= true_at:
+                return not self._is_expired(handle)
+        elif self._stale_since is not None:
+            if self._clock() - true_at > self._config.stale_ttl:
+                return False
+        self._overtake(entry)
+        self._memory.put(entry.record, true_at)
+        self._doubts.want(handle)
+        return not self._is_expired(handle)
+
+    def _overtake(self, entry: Entry) -> None:
+        if self._loads.is_asked(entry.handle):
+            self._overtaken[entry.handle] = entry
+
+    def _known(self, handle: str) -> tuple[Tenant, float] | None:
+        """The record to write to Redis, and how many seconds ago it was true."""
+        record = self._memory.get(handle)
+        if record is None or self._memory.unproven_since(handle) is not None:
+            return None
+        return record, self._clock() - self._true_at(handle)
+
+
+def _is_older(new: Tenant | None, told: Entry) -> bool:
+    """Whether the store's answer may be older than what Redis told meanwhile."""
+    if new is None:
+        return told.record is not None
+    return new.version < told.version + (told.record is None)
 
 
 async def _answer(question: Awaitable[Answer]) -> Answer:
@@ -396,67 +514,3 @@ async def _answer(question: Awaitable[Answer]) -> Answer:
     except Exception as error:
         logger.exception("the control plane can't be read")
         raise ControlUnavailable(type(error).__name__) from error
-
-
-class InMemoryDirectory:
-    """Tenant records that an embedding service supplies itself."""
-
-    def __init__(self, tenants: Iterable[Tenant] = ()) -> None:
-        self._records = {tenant.handle: tenant for tenant in tenants}
-        self._subscribers = _Subscribers()
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @property
-    def is_degraded(self) -> bool:
-        """False: there is nothing it could miss."""
-        return False
-
-    @property
-    def stale_since(self) -> float | None:
-        """None: there is nothing it could miss."""
-        return None
-
-    async def start(self) -> None:
-        """Do nothing: the records are here."""
-
-    async def stop(self) -> None:
-        """Do nothing: the records stay."""
-
-    async def find(self, handle: str) -> Tenant | None:
-        """Return the tenant, or None."""
-        return self._records.get(handle)
-
-    async def refresh(self, handle: str) -> Tenant | None:
-        """Return the tenant, or None."""
-        return self._records.get(handle)
-
-    def peek(self, handle: str) -> Tenant | None:
-        """Return the tenant, or None."""
-        return self._records.get(handle)
-
-    def hold(self, handle: str) -> None:
-        """Do nothing: no record is evicted."""
-
-    def release(self, handle: str) -> None:
-        """Do nothing: no record is evicted."""
-
-    def subscribe(self, subscriber: Subscriber) -> None:
-        """Call back whenever a known record is replaced or removed."""
-        self._subscribers.add(subscriber)
-
-    def put(self, tenant: Tenant) -> None:
-        """Add or replace a record, unless the known one is as new or newer."""
-        old = self._records.get(tenant.handle)
-        if old is not None and tenant.version <= old.version:
-            return
-        self._records[tenant.handle] = tenant
-        if old is not None:
-            self._subscribers.tell(old, tenant)
-
-    def remove(self, handle: str) -> None:
-        """Forget a record, if it is known."""
-        old = self._records.pop(handle, None)
-        if old is not None:
-            self._subscribers.tell(old, None)

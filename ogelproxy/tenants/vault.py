@@ -1,6 +1,7 @@
 """Vault: connection strings at rest, encrypted with keys that can be rotated.
 
-It knows keys and tokens only; where tokens are stored is `store`'s business.
+And what proxies leave for each other elsewhere, which only they can read. It knows
+keys and tokens only; where tokens are stored is `store`'s and `cache`'s business.
 Tokens are Fernet's (AES-128-CBC with HMAC-SHA-256, github.com/fernet/spec).
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
@@ -20,6 +22,8 @@ MIN_PASSPHRASE_CHARACTERS = 16
 #: Every instance must derive the same key from a passphrase, so the salt is fixed;
 #: changing it or the cost makes all stored tokens unreadable.
 _SALT = b"ogelproxy.vault.1"
+#: Sets the key of `seal` apart from those it is made of.
+_SHARED = b"ogelproxy.sealed.1"
 #: 16 MiB and some 50 ms per passphrase, once per process (RFC 7914, section 2).
 _COST = 2**14
 
@@ -33,10 +37,11 @@ class Vault:
     """
 
     def __init__(self, secret_key: Secret) -> None:
-        keys = [part.strip() for part in secret_key.get_secret_value().split(",")]
-        self._fernet = MultiFernet(
-            [_fernet(key, position) for position, key in enumerate(keys, 1)]
-        )
+        parts = [part.strip() for part in secret_key.get_secret_value().split(",")]
+        keys = [_key(part, position) for position, part in enumerate(parts, 1)]
+        self._fernet = MultiFernet([Fernet(base64.urlsafe_b64encode(k)) for k in keys])
+        shared = hashlib.sha256(_SHARED + b"".join(keys)).digest()
+        self._shared = Fernet(base64.urlsafe_b64encode(shared))
 
     def __repr__(self) -> str:
         return "Vault(**********)"
@@ -59,11 +64,27 @@ class Vault:
         except (InvalidToken, ValueError):  # the latter for what isn't ASCII
             raise SecretUnreadable() from None
 
+    def seal(self, content: bytes) -> bytes:
+        """Return a token that only vaults with all the same keys `unseal`.
 
-def _fernet(key: str, position: int) -> Fernet:
+        One that lacks a key may not even share what it read: a database whose
+        connection string it can't decrypt is missing there.
+        """
+        return self._shared.encrypt(content)
+
+    def unseal(self, token: bytes) -> bytes:
+        """Return what was sealed; raises SecretUnreadable if the keys differ."""
+        try:
+            return self._shared.decrypt(token)
+        except InvalidToken:
+            raise SecretUnreadable() from None
+
+
+def _key(key: str, position: int) -> bytes:
     try:
-        if len(base64.b64decode(key, altchars=b"-_", validate=True)) == 32:
-            return Fernet(key)
+        decoded = base64.b64decode(key, altchars=b"-_", validate=True)
+        if len(decoded) == 32:
+            return decoded
     except (binascii.Error, ValueError):
         pass
     if len(key) < MIN_PASSPHRASE_CHARACTERS:
@@ -71,5 +92,4 @@ def _fernet(key: str, position: int) -> Fernet:
             f"control.secret_key: key {position} is neither a Fernet key nor "
             f"a passphrase of at least {MIN_PASSPHRASE_CHARACTERS} characters"
         )
-    derived = Scrypt(salt=_SALT, length=32, n=_COST, r=8, p=1).derive(key.encode())
-    return Fernet(base64.urlsafe_b64encode(derived))
+    return Scrypt(salt=_SALT, length=32, n=_COST, r=8, p=1).derive(key.encode())

@@ -16,13 +16,10 @@ import pytest
 
 from ogelproxy.config import Control
 from ogelproxy.errors import ControlUnavailable
-from ogelproxy.tenants.directory import (
-    MAX_UNKNOWN,
-    Directory,
-    InMemoryDirectory,
-    TenantDirectory,
-)
+from ogelproxy.tenants.directory import Directory, TenantDirectory
+from ogelproxy.tenants.memory import MAX_UNKNOWN
 from ogelproxy.tenants.model import Tenant, Tier
+from ogelproxy.tenants.supplied import InMemoryDirectory
 
 FREE = Tier("free", 5, 10, 1, False, 0, 5, 10, None, None, 1)
 PRO = Tier("pro", 50, 200, 100, True, 50, 200, 500, 0.12, 0.04, None)
