@@ -83,6 +83,8 @@ def _plain(value: object) -> str:
         return base64.b64encode(value).decode()
     if isinstance(value, Secret):
         return value.get_secret_value()
+    if isinstance(value, UUID):  # asyncpg has a class of its own
+        return str(value)
     raise TypeError(f"{type(value).__name__} can't be sealed")
 
 
