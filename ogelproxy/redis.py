@@ -173,6 +173,8 @@ class Redis:
         await self.command("PUBLISH", channel, message)
 
     async def _watched(self, work: Awaitable[Any]) -> Any:
+        task = asyncio.current_task()
+        cancel_count = task.cancelling() if task else 0
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await work
@@ -181,6 +183,10 @@ class Redis:
         except (RedisError, OSError, TimeoutError) as error:
             self._note(False)
             raise RedisUnavailable(_text(error)) from error
+        finally:
+            # The client answers, or fails otherwise, though it was cancelled.
+            if task and task.cancelling() > cancel_count:
+                raise asyncio.CancelledError
         self._note(True)
         return answer
 

@@ -400,8 +400,9 @@ async def test_what_was_said_while_redis_was_cut_is_found_when_it_is_back(
         two.to_redis.cut()
         await until(lambda: two.directory.is_degraded and not two.heard.is_set())
         await plane.suspend()
-        await one.next()
-        await until(lambda: plane.version() != 0)
+        told = await one.next()
+        assert told is not None
+        await until(lambda: plane.version() == told.version)
         two.to_redis.mend()
         told = await two.next()
         assert told is not None and told.is_suspended
