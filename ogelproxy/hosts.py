@@ -33,6 +33,18 @@ RETRY_INTERVAL = 1.0
 SETTLE_INTERVAL = 3.0
 
 
+async def count_hosts(redis: Redis) -> int:
+    """Return how many numbers are taken. Raises RedisUnavailable."""
+    seconds, microseconds = await redis.command("TIME")
+    now = int(seconds) * 1_000_000 + int(microseconds)
+    known = await redis.command("HGETALL", keys.HOSTS)
+    return sum(
+        int(taken.split()[1]) > now
+        for number, taken in known.items()
+        if number.isdigit()
+    )
+
+
 class Host:
     """This process among those that share a Redis; start before use, stop at the end.
 

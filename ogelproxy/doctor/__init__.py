@@ -22,7 +22,7 @@ async def examine(config: Config, now: Now = time.time) -> list[Finding]:
     """Look at all of it, the servers at once; `now` is Unix time."""
     groups = await asyncio.gather(
         _all(control.examine(config.control, config.workers, now)),
-        _all(meeting.examine(config.redis, config.workers, now)),
+        _all(meeting.examine(config, now)),
         _all(history.examine(config.usage, now)),
     )
     return [

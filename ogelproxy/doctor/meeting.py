@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from ogelproxy.config import Config, Limits
 from ogelproxy.config import Redis as RedisConfig
 from ogelproxy.doctor.finding import Finding, Now, compare_clock, fail, ok, warn
 from ogelproxy.errors import ConfigInvalid, RedisUnavailable
+from ogelproxy.hosts import count_hosts
 from ogelproxy.redis import Redis
 
 SERVER = "redis"
@@ -29,15 +31,13 @@ MAX_LAG = 2
 Info = Mapping[str, Any]
 
 
-async def examine(
-    config: RedisConfig, workers: int, now: Now
-) -> AsyncIterator[Finding]:
+async def examine(config: Config, now: Now) -> AsyncIterator[Finding]:
     """Look at Redis, as far as it can be reached."""
-    if config.url is None:
-        yield absent(workers)
+    if config.redis.url is None:
+        yield absent(config.workers)
         return
     try:
-        redis = Redis(config)
+        redis = Redis(config.redis)
     except ConfigInvalid as error:
         yield fail(SERVER, str(error), "correct redis.url (REDIS_URL)")
         return
@@ -68,11 +68,9 @@ def absent(workers: int) -> Finding:
     )
 
 
-async def _examine(
-    redis: Redis, config: RedisConfig, now: Now
-) -> AsyncIterator[Finding]:
+async def _examine(redis: Redis, config: Config, now: Now) -> AsyncIterator[Finding]:
     try:
-        yield round_trip([await _ask(redis) for _ in range(TRIES)], config)
+        yield round_trip([await _ask(redis) for _ in range(TRIES)], config.redis)
         info: Info = await redis.command("INFO")
         yield version(info)
         yield role(info)
@@ -82,6 +80,7 @@ async def _examine(
         if info["connected_slaves"]:
             yield await replicas(redis, info)
         yield await scripts(redis)
+        yield hosts(await count_hosts(redis), config.limits)
         yield await compare_clock(f"{SERVER} clock", lambda: _time(redis), now)
     except RedisUnavailable as error:
         yield fail(SERVER, str(error), "let the user of redis.url run this command")
@@ -219,6 +218,20 @@ async def scripts(redis: Redis) -> Finding:
             "let the user of redis.url run EVAL, EVALSHA, SCRIPT and TIME",
         )
     return ok(subject, "run")
+
+
+def hosts(count: int, limits: Limits) -> Finding:
+    """See that every process has its part of what needs no Redis."""
+    subject = f"{SERVER} hosts"
+    text = f"{count} processes have a number, limits.max_hosts is {limits.max_hosts}"
+    if count < limits.max_hosts or not limits.floor:
+        return ok(subject, text)
+    return warn(
+        subject,
+        f"{text}: further ones refuse all queries while Redis is away",
+        "raise limits.max_hosts on all machines; numbers of processes that were killed "
+        "are free again after 11 minutes",
+    )
 
 
 def _word(value: bytes | str) -> str:

@@ -14,9 +14,11 @@ import pytest
 import redis
 from psycopg import sql
 
-from ogelproxy.config import Control, Redis, Secret, Usage
+from ogelproxy.config import Config, Control, Limits, Redis, Secret, Usage
 from ogelproxy.doctor import control, history, meeting
 from ogelproxy.doctor.finding import Verdict, compare_clock
+from ogelproxy.hosts import Host, count_hosts
+from ogelproxy.redis import Redis as Server
 from ogelproxy.tenants.store import Store
 from ogelproxy.usage.mongodb import MongoSink
 from tests.fixtures.faults import eventually
@@ -249,8 +251,8 @@ async def test_a_slow_answer_is_no_difference_of_clocks() -> None:
 async def look(
     url: str, now: Callable[[], float] = time.time, limit: float = 5.0
 ) -> Found:
-    config = Redis(url=Secret(url), timeout=limit)
-    return by_subject([each async for each in meeting.examine(config, 1, now)])
+    config = Config(redis=Redis(url=Secret(url), timeout=limit))
+    return by_subject([each async for each in meeting.examine(config, now)])
 
 
 async def test_a_valkey_in_health_is_found_so(valkey: Valkey) -> None:
@@ -266,7 +268,7 @@ async def test_a_valkey_in_health_is_found_so(valkey: Valkey) -> None:
 
 async def test_without_a_redis_one_process_is_well_and_several_are_not() -> None:
     for workers, verdict in ((1, OK), (2, FAIL)):
-        examined = meeting.examine(Redis(), workers, time.time)
+        examined = meeting.examine(Config(workers=workers), time.time)
         found = by_subject([each async for each in examined])
         assert found["redis"].verdict is verdict
 
@@ -366,6 +368,25 @@ async def test_an_append_only_file_is_allowed(valkeys: Callable[..., Valkey]) ->
     found = await look(valkeys(appendonly="yes").url)
     assert found["redis persistence"].verdict is OK
     assert "append-only" in found["redis persistence"].text
+
+
+async def test_as_many_processes_as_share_the_floor_are_told(
+    own_valkey: Valkey,
+) -> None:
+    client = Server(Redis(url=Secret(own_valkey.url), timeout=5.0))
+    hosts = [Host(client, 2, time.monotonic, lambda: None) for _ in range(2)]
+    counted = []
+    for host in hosts:
+        await host.start()
+        counted.append(await count_hosts(client))
+    assert counted == [1, 2]
+    for host in hosts:
+        await host.stop()
+    await client.stop()
+    for most, floor, verdict in ((3, 0.1, OK), (2, 0.1, WARN), (2, 0.0, OK)):
+        limits = Limits(max_hosts=most, floor=floor)
+        assert meeting.hosts(2, limits).verdict is verdict
+    assert "2 processes" in (await look(own_valkey.url))["redis hosts"].text
 
 
 @pytest.mark.parametrize(
