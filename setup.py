@@ -13,6 +13,7 @@ EXTENSIONS = (
     "_client",
     "_extended",
     "_fingerprint",
+    "_flights",
     "_listen",
     "_loan",
     "_naming",

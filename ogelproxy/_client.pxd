@@ -15,6 +15,7 @@ cdef enum:  # ClientCore.phase
     CLIENT_LOGIN    # a coroutine owns it
     CLIENT_READY    # compiled callbacks carry it
     CLIENT_QUEUED   # waits for a server
+    CLIENT_CROWDED  # waits for others of its organisation
     CLIENT_HELD     # waits for a token
     CLIENT_LINGER   # told why it ends; waits for it to close
     CLIENT_CLOSED
@@ -31,10 +32,10 @@ cdef class ClientCore(Borrower):
     cdef bint is_scanning             # the rest of this message is SQL to be scanned
     cdef readonly double wait         # seconds that the last refused query lacked
     cdef uint32_t prepaid             # tokens taken for the next query
-    cdef readonly double waiting_since  # start of the wait for a server, 0 for none
+    cdef readonly double waiting_since  # start of a wait for others, 0 for none
     cdef uint32_t granted             # tokens that its wait brought, till used
     cdef double held_since            # start of the wait for a token, 0 for none
-    cdef double queued                # seconds waited for a server for the next query
+    cdef double queued                # seconds waited for others for the next query
     cdef double throttled             # seconds waited for a token for it
     cdef readonly double active_at    # when it last sent anything
     cdef object timer                 # of the present wait

@@ -1,6 +1,7 @@
 from typing import Any
 
 from ogelproxy._bucket import TokenBucket
+from ogelproxy._flights import Flights
 from ogelproxy._loan import Borrower
 from ogelproxy._pool import PoolCore, Settings
 from ogelproxy._traffic import Traffic
@@ -26,6 +27,7 @@ class ClientCore(Borrower):
         who: Attribution,
         usage: UsageTable,
         traffic: Traffic,
+        flights: Flights,
     ) -> None:
         """Leave the login: from here on compiled callbacks carry the client."""
     @property
@@ -36,7 +38,10 @@ class ClientCore(Borrower):
         """Whether it holds a server inside a transaction."""
     @property
     def is_waiting(self) -> bool:
-        """Whether it waits for a server or a token."""
+        """Whether it waits for a server, a token or others of its organisation."""
+    @property
+    def is_crowded(self) -> bool:
+        """Whether it waits for others of its organisation."""
     @property
     def is_lingering(self) -> bool:
         """Whether it was told why it ends and has still to close."""
@@ -54,7 +59,7 @@ class ClientCore(Borrower):
         a transaction.
         """
     def give_up(self, error: bytes) -> None:
-        """Answer the query that waits for a server with an ErrorResponse."""
+        """Answer the query that waits with an ErrorResponse."""
     def fail(self, message: bytes) -> None:
         """Send an ErrorResponse, then end the connection."""
     def abort(self) -> None:

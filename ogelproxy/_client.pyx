@@ -20,6 +20,7 @@ from ogelproxy._fingerprint cimport (
     FLAG_SET_LOCAL,
     FLAG_TRANSACTION,
 )
+from ogelproxy._flights cimport Flights
 from ogelproxy._pool cimport MODE_SESSION
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
 from ogelproxy._replies cimport (
@@ -55,7 +56,7 @@ cdef class ClientCore(Borrower):
 
     def start(
         self, host, PoolCore pool, Settings settings, TokenBucket bucket,
-        Attribution who, UsageTable usage, Traffic traffic,
+        Attribution who, UsageTable usage, Traffic traffic, Flights flights not None,
     ):
         """Leave the login: from here on compiled callbacks carry the client."""
         self.host = host
@@ -67,6 +68,7 @@ cdef class ClientCore(Borrower):
         self.who = who
         self.usage = usage
         self.traffic = traffic
+        self.flights = flights
         self.prepare_names()
         self.phase = CLIENT_READY
         self.active_at = self.reactor.now
@@ -86,7 +88,11 @@ cdef class ClientCore(Borrower):
 
     @property
     def is_waiting(self):
-        return self.phase == CLIENT_QUEUED or self.phase == CLIENT_HELD
+        return CLIENT_QUEUED <= self.phase <= CLIENT_HELD
+
+    @property
+    def is_crowded(self):
+        return self.phase == CLIENT_CROWDED
 
     @property
     def is_lingering(self):
@@ -237,7 +243,7 @@ cdef class ClientCore(Borrower):
         cdef Lendable server = self.server
         cdef Reply* last
         if server is None:
-            return 0
+            return 0 if self.phase == CLIENT_QUEUED else self.land()
         server.flush_gather()
         if server.out_size > HIGH_WATER and self.phase == CLIENT_READY:
             self.pause()
@@ -414,6 +420,12 @@ cdef class ClientCore(Borrower):
     cdef bint borrow(self) except -1:
         """Have a server, or begin to wait for one."""
         cdef Lendable server
+        if not self.is_flying and not self.flights.enter(self):
+            self.phase = CLIENT_CROWDED
+            self.waiting_since = self.reactor.now
+            self.traffic.flight_waits += 1
+            self.hold()
+            return False
         if self.server is not None:
             return True
         server = <Lendable> self.pool.take(self.settings)
@@ -426,6 +438,13 @@ cdef class ClientCore(Borrower):
         server.lend(self)
         self.begin_loan()
         return True
+
+    cdef int cleared(self) except -1:
+        self.phase = CLIENT_READY
+        self.queued += self.reactor.now - self.waiting_since
+        self.waiting_since = 0
+        self.resume()
+        return self.reactor.later(self)
 
     cdef int begin_loan(self) except -1:
         cdef Lendable server = self.server
@@ -526,6 +545,8 @@ cdef class ClientCore(Borrower):
             self.timer = None
         if self.phase == CLIENT_QUEUED:
             self.pool.forget(self)
+        elif self.phase == CLIENT_CROWDED:
+            self.flights.forget(self)
         elif self.phase == CLIENT_HELD:
             self.bucket.leave(self)
         if self.granted:
@@ -549,7 +570,7 @@ cdef class ClientCore(Borrower):
         self.detach_wait()
         if self.server is not None:
             self.server.drop_client()
-        return 0
+        return self.land()
 
     cdef int end(self, bint lingers) except -1:
         """Close; after an error only when the client had time to read it.

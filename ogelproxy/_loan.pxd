@@ -1,8 +1,8 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from ogelproxy._flights cimport Flights, Flying
 from ogelproxy._pool cimport PoolCore, Pooled, Settings
-from ogelproxy._reactor cimport Connection
 from ogelproxy._replies cimport Replies, Reply
 from ogelproxy._statements cimport Naming, Statement
 from ogelproxy._traffic cimport Traffic
@@ -16,7 +16,7 @@ cdef enum:  # ServerCore.phase
     SERVER_RESETTING  # finishing with, or forgetting, its last client
     SERVER_CLOSED
 
-cdef class Borrower(Connection):
+cdef class Borrower(Flying):
     # What a server knows of the client it is lent to.
     cdef readonly PoolCore pool
     cdef readonly Lendable server   # the loan, or None; changed by lend and release
@@ -54,6 +54,7 @@ cdef class Lendable(Pooled):
     cdef public object host           # the engine's Relay: what leaves the fast path
     cdef readonly PoolCore pool
     cdef readonly Borrower client     # the borrower, or None
+    cdef Flights flights              # counts what it does for a client that is gone
     cdef Replies replies
     cdef public int phase
     cdef uint8_t status               # of the last ReadyForQuery: I, T or E
@@ -96,6 +97,7 @@ cdef class Lendable(Pooled):
     cdef int part(self, uint32_t flags) except -1
     cdef int drop_client(self) except -1
     cdef int finish_alone(self) except -1
+    cdef int fly_alone(self) except -1
     cdef int fakes(self) except -1
     cdef int copy_ended(self) except -1
     cdef int copy_begun(self) except -1

@@ -1,9 +1,10 @@
 from typing import Any
 
+from ogelproxy._flights import Flying
 from ogelproxy._pool import PoolCore, Pooled, Settings
-from ogelproxy._reactor import Connection, Reactor
+from ogelproxy._reactor import Reactor
 
-class Borrower(Connection):
+class Borrower(Flying):
     """What a server knows of the client that it is lent to."""
 
     pool: Any
@@ -41,5 +42,7 @@ class Lendable(Pooled):
         """How many replies are still to come."""
     def enter_pool(self) -> None:
         """Begin its life in the pool, logged in; hand it to who waits."""
+    def land(self) -> None:
+        """It has ended what it did for a client that is gone."""
     def cancel_done(self) -> None:
         """A cancel request to it has ended."""

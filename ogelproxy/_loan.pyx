@@ -16,6 +16,7 @@ from ogelproxy._fingerprint cimport (
     FLAG_TEMP, FLAG_UNLISTEN,
 )
 from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION, Pooled
+from ogelproxy._reactor cimport Connection
 from ogelproxy._replies cimport (
     ASKED_BIND, ASKED_CLOSE, ASKED_EXECUTE, ASKED_NOTHING, ASKED_PARSE, ASKED_QUERY,
     ASKED_SYNC, MAX_OWED, REPLY_FAKE, REPLY_FORWARD, REPLY_PROBE, REPLY_REFUSE,
@@ -63,7 +64,7 @@ cdef double FRESH = 0.001
 cdef bytes DISCARD_SEQUENCES = b"Q\0\0\0\x16DISCARD SEQUENCES\0"
 
 
-cdef class Borrower(Connection):
+cdef class Borrower(Flying):
 
     cdef int touch(self, bytes name) except -1:
         """Note that a setting changed, whoever changed it."""
@@ -175,7 +176,7 @@ cdef class Lendable(Pooled):
         if client.is_leaving:
             return client.left()
         if self.pool.mode == MODE_SESSION:
-            return 0
+            return client.land()
         if self.flags & FLAG_DDL and not self.flags & FLAG_TEMP:
             # What is prepared may return other columns now.
             self.pool.statements.forget()
@@ -186,9 +187,10 @@ cdef class Lendable(Pooled):
             if (self.flags & seen or client.touched is not None) and self.probe():
                 return 0
         if client.held_by:
-            return 0
+            return client.land()
         self.client = None
         client.server = None
+        client.land()
         client.server_released()
         return self.settle()
 
@@ -259,6 +261,7 @@ cdef class Lendable(Pooled):
             self.part(flags)
             return self.settle()
         self.count_rest(True)
+        self.fly_alone()
         self.client.server = None
         self.client = None
         self.phase = SERVER_CLOSED
@@ -280,13 +283,29 @@ cdef class Lendable(Pooled):
         ):
             return self.drop_client()
         self.count_rest(False)
+        self.fly_alone()
         return self.part(FLAG_DISCARD)
+
+    cdef int fly_alone(self) except -1:
+        """What runs here goes on counting when its client does not."""
+        if self.client.is_flying:
+            self.client.is_flying = False
+            self.flights = self.client.flights
+        return 0
+
+    def land(self):
+        """It has ended what it did for a client that is gone."""
+        cdef Flights flights = self.flights
+        if flights is not None:
+            self.flights = None
+            flights.leave()
 
     cdef int settle(self) except -1:
         """Go to the next client, to the pool, or to the end."""
         cdef Borrower client
         cdef uint32_t unwanted
         self.resume()
+        self.land()
         if (
             self.is_retiring
             or self.status != b"I"

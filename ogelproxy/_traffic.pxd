@@ -29,6 +29,7 @@ cdef class Traffic:
     cdef readonly uint64_t delayed    # queries that waited for a token
     cdef readonly uint64_t refused
     cdef readonly uint64_t warned
+    cdef readonly uint64_t flight_waits  # queries that waited for others in flight
     cdef double bounds[BUCKETS]
 
     cdef void observe(self, double seconds) noexcept

@@ -6,7 +6,8 @@ class Traffic:
 
     `seconds` is the sum of latencies, `query_seconds` the servers' part of it;
     `wait_seconds` is how long clients waited for servers. `delayed`, `refused` and
-    `warned` count queries that met the rate limit. Parses are of named statements.
+    `warned` count queries that met the rate limit, `flight_waits` those that waited
+    for others of their organisation in flight. Parses are of named statements.
     """
 
     tier: str
@@ -27,6 +28,7 @@ class Traffic:
     delayed: int
     refused: int
     warned: int
+    flight_waits: int
     def __init__(self, tier: str, database_type: str) -> None: ...
     @property
     def buckets(self) -> list[int]:

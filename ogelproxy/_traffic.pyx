@@ -34,6 +34,7 @@ cdef class Traffic:
         self.delayed += other.delayed
         self.refused += other.refused
         self.warned += other.warned
+        self.flight_waits += other.flight_waits
 
     cdef void observe(self, double seconds) noexcept:
         cdef int index = 0

@@ -33,6 +33,7 @@ from ogelproxy.errors import (
     OgelError,
     TenantSuspended,
 )
+from ogelproxy.flights import FlightBook
 from ogelproxy.front import LineSlots
 from ogelproxy.gate import Admission, Gate
 from ogelproxy.limiter import Limiter
@@ -157,6 +158,7 @@ class Engine:
             )
         self._limiter = Limiter(config.limits, self._clock, self._redis)
         self._limiter.prompted = self._prompt
+        self._flights = FlightBook(config.workers)
         self._relay = Relay(
             config,
             loop=asyncio.get_running_loop(),
@@ -206,6 +208,7 @@ class Engine:
             authenticator=authenticator,
             gate=self._gate,
             limiter=self._limiter,
+            flights=self._flights,
             router=self._router,
             meter=self._meter,
             metrics=self.metrics,
@@ -448,6 +451,9 @@ class Engine:
                     getattr(traffic, outcome),
                 )
             yield CounterSample(
+                "o7s_in_flight_waits_total", {"tier": tier}, traffic.flight_waits
+            )
+            yield CounterSample(
                 "o7s_bytes_total", {"direction": "in"}, traffic.bytes_in
             )
             yield CounterSample(
@@ -523,6 +529,7 @@ class Engine:
             self._limiter.forget(old.handle)
         else:
             self._limiter.update(new)
+            self._flights.update(new)
         self._router.update(old, new)
         for client in list(self._relay.clients.get(old.handle, ())):
             error = _why_not(client.session, old, new)

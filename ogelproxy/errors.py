@@ -10,7 +10,7 @@ known here.
     ├── LoginTimeout         TenantSuspended     CertificateRejected
     ├── DatabaseUnknown      DatabaseDisabled
     ├── TooManyConnections   ServerBusy
-    ├── RateLimited          QueryTooLarge
+    ├── RateLimited          TooManyInFlight     QueryTooLarge
     ├── PoolTimeout          ServerLost
     ├── TargetUnreachable    (CircuitOpen, TargetFull)
     ├── IdleTimeout          QueryTimeout        Draining
@@ -179,6 +179,19 @@ class QueryTooLarge(OgelError):
     sqlstate = "54000"
     kind = "limit"
     client_text = "message is too large"
+
+
+class TooManyInFlight(OgelError):
+    """The organisation had its maximum of queries under way for too long."""
+
+    code = "too_many_in_flight"
+    sqlstate = "53400"
+    kind = "limit"
+    is_fatal = False
+
+    def __init__(self, seconds: float, *, detail: str = "", hint: str = "") -> None:
+        self.client_text = f"too many queries in flight, waited {seconds:.1f} s"
+        super().__init__(detail=detail, hint=hint)
 
 
 class PoolTimeout(OgelError):

@@ -40,6 +40,7 @@ from ogelproxy.replication import ReplicationPool
 from ogelproxy.tenants.model import OPERATORS, Credential, Target, Tenant
 
 if TYPE_CHECKING:
+    from ogelproxy.flights import FlightBook
     from ogelproxy.gate import Admission, Gate
     from ogelproxy.limiter import Limiter
     from ogelproxy.metrics import Metrics
@@ -76,6 +77,7 @@ class Login:
         authenticator: Authenticator,
         gate: Gate,
         limiter: Limiter,
+        flights: FlightBook,
         router: Router,
         meter: Meter,
         metrics: Metrics,
@@ -92,6 +94,7 @@ class Login:
         self._authenticator = authenticator
         self._gate = gate
         self._limiter = limiter
+        self._flights = flights
         self._router = router
         self._meter = meter
         self._metrics = metrics
@@ -417,6 +420,7 @@ class Login:
             attribution,
             self._meter.table,
             traffic,
+            self._flights.of(tenant),
         )
         self._relay.enter(client)
         admission.on_lost = partial(self._relay.fail, client)

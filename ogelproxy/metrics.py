@@ -69,6 +69,9 @@ COUNTERS = {
     "o7s_throttled_total": Declared(
         "Queries that met the rate limit.", ("tier", "outcome")
     ),
+    "o7s_in_flight_waits_total": Declared(
+        "Queries that waited for others of their organisation in flight.", ("tier",)
+    ),
     "o7s_bytes_total": Declared("Bytes relayed.", ("direction",)),
     "o7s_lease_requests_total": Declared("Leases asked of Redis.", ("answered",)),
     "o7s_notifications_total": Declared("Notifications given to listening clients."),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ogelproxy import sessions
+from ogelproxy import flights, sessions
 from ogelproxy._reactor import Connection, Reactor
 from ogelproxy.cancel import Cancels
 from ogelproxy.client import Client
@@ -303,6 +303,7 @@ class Relay:
         if server.is_closed:
             return
         server.close()
+        server.land()
         pool = server.pool
         pool.withdraw(server)
         pool.size -= 1
@@ -347,6 +348,8 @@ class Relay:
             if connection.is_lingering:
                 if silent > LINGER:
                     connection.abort()
+            elif connection.is_crowded:
+                self._sweep_crowded(connection, now - connection.waiting_since)
             elif connection.is_waiting:
                 pass
             elif connection.server is not None and connection.server.owed:
@@ -358,6 +361,11 @@ class Relay:
                     self.fail(connection, IdleInTransactionTimeout())
             elif 0 < limits.idle_timeout < silent:
                 self.fail(connection, IdleTimeout())
+
+    def _sweep_crowded(self, client: Client, waited: float) -> None:
+        if waited > self.config.pool.queue_timeout:
+            tenant = self._tenants.peek(client.session.handle)
+            client.give_up(self.error(flights.refusal(tenant, waited)))
 
     async def drain(
         self, grace: float, is_coming: Callable[[], bool] = lambda: False

@@ -125,6 +125,8 @@ class TenantConsole:
             sum(total.refused for total in self._ledger.databases(tenant.id)),
             self._gate.total(tenant.handle),
             tenant.max_connections,
+            client.flights.count,
+            client.flights.most or None,
         )
 
     def _usage(self, client: Client, tenant: Tenant) -> Iterable[Row]:
@@ -272,6 +274,8 @@ LIMITS = (
     Column("refused", Type.INT8),
     Column("connections", Type.INT4),
     Column("max_connections", Type.INT4),
+    Column("in_flight", Type.INT4),
+    Column("max_in_flight", Type.INT4),
 )
 USAGE = (
     Column("database"),

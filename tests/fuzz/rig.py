@@ -22,6 +22,7 @@ from ogelproxy.client import Client, Session
 from ogelproxy.config import Config, Limits, Secret
 from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import OgelError
+from ogelproxy.flights import Flights
 from ogelproxy.gate import Admission, Gate
 from ogelproxy.limiter import Limiter
 from ogelproxy.listen import Channels
@@ -264,6 +265,7 @@ class Rig:
         self.bucket.refund(int(tokens))
         self.bucket.mode = {"enforce": 0, "warn": 1, "off": 2}[limiter_mode]
         self.bucket.max_wait = max_wait
+        self.flights = Flights()
         self.backends: list[Backend] = []
         self.clients: list[tuple[Peer, Client]] = []
 
@@ -286,7 +288,7 @@ class Rig:
         )
         client.start(
             *(self.relay, self.pool, self.pool.baseline, self.bucket),
-            *(self.attribution, self.table, self.traffic),
+            *(self.attribution, self.table, self.traffic, self.flights),
         )
         self.relay.enter(client)
         peer = Peer(theirs, client)
