@@ -315,6 +315,12 @@ cdef class Lendable(Pooled):
         ):
             self.host.retire(self)
             return 0
+        if self.pool.surplus > 0 and self.reactor.now - self.opened_at >= (
+            self.pool.tenure
+        ):
+            self.pool.surplus -= 1
+            self.host.hand_over(self)
+            return 0
         unwanted = (self.flags | self.dirt) & UNWANTED
         self.flags = self.probing = self.dirt = 0
         if unwanted:

@@ -36,6 +36,8 @@ cdef class PoolCore:
     cdef public int size             # server connections: idle, lent or being reset
     cdef public int max_prepared     # statements kept prepared on one server
     cdef public int epoch            # servers of an earlier epoch are not used again
+    cdef public int surplus          # servers to hand over when their loans end
+    cdef public double tenure        # seconds after its login that one may be so
 
     cdef Connection take(self, Settings wanted)
     cdef int wait(self, Connection client) except -1

@@ -29,6 +29,8 @@ class PoolCore:
     size: int
     max_prepared: int
     epoch: int
+    surplus: int
+    tenure: float
     def __init__(
         self, mode: int, max_statement_bytes: int, max_prepared: int
     ) -> None: ...

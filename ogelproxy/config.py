@@ -182,6 +182,13 @@ class Pool(Section):
     max_servers: int = Field(
         20, ge=1, le=10_000, description="Server connections per database and pool."
     )
+    max_servers_per_address: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Server connections to one host and port, of all organisations "
+        "with databases there; 0 for any number.",
+    )
     max_prepared_statements: int = Field(
         200, ge=1, le=10_000, description="Statements kept prepared on one server."
     )

@@ -484,6 +484,8 @@ class Engine:
         yield GaugeSample("o7s_clients", {}, self._relay.client_count)
         yield GaugeSample("o7s_servers", {"state": "idle"}, idle)
         yield GaugeSample("o7s_servers", {"state": "active"}, servers - idle)
+        moved = self._relay.moved_count
+        yield CounterSample("o7s_servers_moved_total", {}, moved)
         pinned = self._relay.pinned_count
         yield GaugeSample("o7s_pinned_clients", {}, pinned)
         waiting = sum(pool.waiting_count for pool in pools)

@@ -72,6 +72,9 @@ COUNTERS = {
     "o7s_in_flight_waits_total": Declared(
         "Queries that waited for others of their organisation in flight.", ("tier",)
     ),
+    "o7s_servers_moved_total": Declared(
+        "Server connections closed so that another database could have one."
+    ),
     "o7s_bytes_total": Declared("Bytes relayed.", ("direction",)),
     "o7s_lease_requests_total": Declared("Leases asked of Redis.", ("answered",)),
     "o7s_notifications_total": Declared("Notifications given to listening clients."),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ogelproxy import sessions
 from ogelproxy._fingerprint import Flag
 from ogelproxy._pool import PoolCore, Settings
+from ogelproxy.allotment import RECENT, Allotment
 from ogelproxy.circuit import Circuit
 from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import CircuitOpen, OgelError, PoolTimeout, TargetUnreachable
@@ -60,7 +61,12 @@ class Pool(PoolCore):
     host: Relay
 
     def __init__(
-        self, tenant: Tenant, target: Target, config: PoolConfig, host: Relay
+        self,
+        tenant: Tenant,
+        target: Target,
+        config: PoolConfig,
+        host: Relay,
+        allotment: Allotment,
     ) -> None:
         super().__init__(
             MODES[target.pool_mode],
@@ -70,6 +76,8 @@ class Pool(PoolCore):
         self.host = host
         self.config = config
         self.handle = tenant.handle
+        self.weight = tenant.tier.weight
+        self.allotment = allotment  # where each server has a place; its router's
         self.target = target
         self.address = Address.parse(target.dsn.get_secret_value())
         self.memory = Memory()
@@ -111,16 +119,43 @@ class Pool(PoolCore):
             or (self._channels is not None and self._channels.is_open)
         )
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more server may be opened."""
-        return not self.is_paused and self.size + self.opening < self.config.max_servers
-
     def wanted(self) -> None:
         """Open a server for a client that waits, where that is allowed."""
-        if self.has_room and self.opening < self.waiting_count + len(self.provers):
-            self.opening += 1
-            self.host.spawn(self._open_for_waiters())
+        if self.lack() > 0:
+            self.allotment.ask(self)
+
+    # What the allotment asks.
+
+    def lack(self) -> int:
+        """How many more servers it has use and room for."""
+        if self.is_paused:
+            return 0
+        waiting = self.waiting_count + len(self.provers)
+        room = self.config.max_servers - self.size
+        return min(waiting, room) - self.opening
+
+    def demand(self, now: float) -> int:
+        """How many servers it uses, used a short while ago, or waits for."""
+        idle: list[Server] = self.idle_servers
+        used = self.size - sum(now - server.idle_since > RECENT for server in idle)
+        return max(used, used + self.opening + self.lack())
+
+    def open_one(self) -> None:
+        """Open a server for those who wait."""
+        self._begin_opening()
+        self.host.spawn(self._open_for_waiters())
+
+    def close_idle(self, now: float) -> bool:
+        """Close the idle server used longest ago, if its tenure is over."""
+        for server in self.idle_servers:
+            if now - server.opened_at >= self.tenure and self.withdraw(server):
+                self.host.hand_over(server)
+                return True
+        return False
+
+    def _begin_opening(self) -> None:
+        self.opening += 1
+        self.allotment.take()
 
     async def _open_for_waiters(self) -> None:
         try:
@@ -129,8 +164,6 @@ class Pool(PoolCore):
             self._refuse_waiters(error)
         else:
             server.enter_pool()
-        finally:
-            self.opening -= 1
 
     def _refuse_waiters(self, error: TargetUnreachable) -> None:
         """Tell those who wait that there will be no server for them."""
@@ -169,7 +202,17 @@ class Pool(PoolCore):
         return server
 
     async def _open(self) -> Server:
-        """Open a server. Raises TargetUnreachable."""
+        """Open a server; it was begun before. Raises TargetUnreachable."""
+        try:
+            server = await self._open_another()
+        except BaseException:
+            self.opening -= 1
+            self.allotment.failed(self)
+            raise
+        self.opening -= 1
+        return server
+
+    async def _open_another(self) -> Server:
         epoch = self.epoch
         server = await self.connect({})
         if MISLEADING & server.statuses.items():
@@ -261,12 +304,15 @@ class Pool(PoolCore):
     async def _borrow(self) -> Server:
         """Have a server for a use of the proxy's own."""
         server: Server | None = self.take_idle()
-        if server is None and self.has_room:
-            self.opening += 1
-            try:
-                server = await self._open()
-            finally:
-                self.opening -= 1
+        has_room = self.size + self.opening < self.config.max_servers
+        if (
+            server is None
+            and has_room
+            and not self.is_paused
+            and (self.allotment.has_room)
+        ):
+            self._begin_opening()
+            server = await self._open()
         elif server is None:
             try:
                 async with asyncio.timeout(self.config.queue_timeout):

@@ -7,8 +7,11 @@ one place that knows every client and why each connection ended.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import re
+import socket
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,6 +51,8 @@ log = logging.getLogger(__name__)
 SERVER_NAME = re.compile(rb"\bo7s_\d+\b")
 #: Seconds that a client which was told why it ends may take to close.
 LINGER = 2.0
+#: Seconds that Postgres may take to end a session that was closed.
+PARTING_TIMEOUT = 10.0
 
 
 class Tenants(Protocol):
@@ -108,6 +113,7 @@ class Relay:
         self.clients: dict[str, set[Client]] = {}
         self.client_count = 0
         self.pinned_count = 0
+        self.moved_count = 0  # servers closed for others, ever
         self._gate = gate
         self._limiter = limiter
         self._tenants = tenants
@@ -281,6 +287,11 @@ class Relay:
             server.send(messages.TERMINATE)
         self._close_server(server)
 
+    def hand_over(self, server: Server) -> None:
+        """End a server connection so that another pool may have its place."""
+        self.moved_count += 1
+        self.retire(server)
+
     def abandon(self, server: Server, is_busy: bool) -> None:
         """End a server connection whose client left it half-way.
 
@@ -302,13 +313,40 @@ class Relay:
     def _close_server(self, server: Server) -> None:
         if server.is_closed:
             return
-        server.close()
-        server.land()
         pool = server.pool
         pool.withdraw(server)
         pool.size -= 1
+        pool.allotment.part()
+        self.see_off(server)
         if pool.waiting_count:
             pool.wanted()
+
+    def see_off(self, server: Server) -> None:
+        """Close a server's descriptor; what it counts for lasts as long as Postgres."""
+        try:
+            remains = socket.socket(fileno=os.dup(server.fd))
+        except OSError:
+            # No descriptors are left: it has to count as ended.
+            server.close()
+            self.reactor.loop.call_soon(self.seen_off, server)
+        else:
+            server.close()
+            self.spawn(self._see_off(server, remains))
+
+    async def _see_off(self, server: Server, remains: socket.socket) -> None:
+        try:
+            with remains, contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(PARTING_TIMEOUT):
+                    remains.shutdown(socket.SHUT_WR)
+                    while await self.reactor.loop.sock_recv(remains, 65_536):
+                        pass
+        finally:
+            self.seen_off(server)
+
+    def seen_off(self, server: Server) -> None:
+        """Postgres has ended the session: nothing of it counts any more."""
+        server.land()
+        server.pool.allotment.parted()
 
     # Faults.
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ogelproxy._pool import Settings
+from ogelproxy.allotment import Allotment
 from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import FeatureNotIncluded, NotSupported, TargetUnreachable
 from ogelproxy.pool import Pool, SettingsRefused
@@ -54,7 +55,12 @@ class ReplicationPool(Pool):
         wanted: Mapping[str, str],
     ) -> None:
         only = config.model_copy(update={"max_servers": 1})
-        super().__init__(tenant, target, only, host)
+        loop = host.reactor.loop
+        # It takes no place of others: Postgres counts replication apart (manual
+        # 20.6.1, max_wal_senders).
+        alone = Allotment(0, loop.time, loop.call_later)
+        super().__init__(tenant, target, only, host, alone)
+        alone.join(self)
         self.parameters |= {**wanted, REPLICATION: parameter}
 
     async def open(self) -> Settings:

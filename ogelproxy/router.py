@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from ogelproxy.allotment import Allotment
 from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import DatabaseDisabled, DatabaseUnknown, NotSupported
 from ogelproxy.pool import Pool, session_parameters
+from ogelproxy.server import Address
 from ogelproxy.tenants.model import DatabaseType, Target, Tenant
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ class Router:
         self._config = config
         self._host = host
         self._pools: dict[UUID, Pool] = {}
+        # Of each host and port that there are pools for.
+        self._allotments: dict[tuple[str, int], Allotment] = {}
         # Not routed to, with clients or servers that are yet to go.
         self._unrouted: list[Pool] = []
         self._unused_since: dict[UUID, float] = {}
@@ -56,10 +60,22 @@ class Router:
         """The pool of `target`, made when there is none."""
         pool = self._pools.get(target.id)
         if pool is None:
-            pool = Pool(tenant, target, self._config, self._host)
+            allotment = self._allotment(Address.parse(target.dsn.get_secret_value()))
+            pool = Pool(tenant, target, self._config, self._host, allotment)
+            allotment.join(pool)
             pool.is_paused = self.is_paused or target.id in self._paused
             self._pools[target.id] = pool
         return pool
+
+    def _allotment(self, address: Address) -> Allotment:
+        key = (address.host.lower(), address.port)
+        found = self._allotments.get(key)
+        if found is None:
+            loop = self._host.reactor.loop
+            found = self._allotments[key] = Allotment(
+                self._config.max_servers_per_address, loop.time, loop.call_later
+            )
+        return found
 
     def adopt(self, pool: Pool) -> None:
         """Look after a pool that nobody is routed to, until it is empty."""
@@ -71,6 +87,9 @@ class Router:
         Targets that changed or went get new pools; a change of the tier's
         session settings only replaces the servers.
         """
+        for each in self.pools:
+            if new is not None and each.handle == new.handle:
+                each.weight = new.tier.weight
         targets = {} if new is None else {t.id: t for t in new.databases.values()}
         for before in old.databases.values():
             pool = self._pools.get(before.id)
@@ -91,6 +110,7 @@ class Router:
             pool.sweep(now)
             if not pool.is_used:
                 self._unrouted.remove(pool)
+                pool.allotment.leave(pool)
         for key, pool in list(self._pools.items()):
             pool.sweep(now)
             is_kept = key in self._paused or key in self._disabled
@@ -99,6 +119,10 @@ class Router:
             elif now - self._unused_since.setdefault(key, now) > POOL_TTL:
                 del self._pools[key]
                 del self._unused_since[key]
+                pool.allotment.leave(pool)
+        for address, allotment in list(self._allotments.items()):
+            if not len(allotment) and not allotment.taken:
+                del self._allotments[address]
 
     # What operators ask for.
 
@@ -149,6 +173,8 @@ class Router:
         self._config = config
         for pool in self.pools:
             pool.config = config
+        for allotment in self._allotments.values():
+            allotment.max_servers = config.max_servers_per_address
 
     def close(self) -> None:
         for pool in self.pools:

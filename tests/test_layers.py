@@ -29,6 +29,7 @@ ROWS = (
         "_usage",
         "logs",
         "circuit",
+        "allotment",
         "line",
         "child",
     ),

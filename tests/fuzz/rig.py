@@ -18,6 +18,7 @@ from uuid import UUID
 
 from ogelproxy._traffic import Traffic
 from ogelproxy._usage import Attribution, UsageTable
+from ogelproxy.allotment import Allotment
 from ogelproxy.client import Client, Session
 from ogelproxy.config import Config, Limits, Secret
 from ogelproxy.config import Pool as PoolConfig
@@ -122,6 +123,10 @@ class FuzzedRelay(Relay):
     def abandon(self, server: Server, is_busy: bool) -> None:
         self.retire(server)
 
+    def see_off(self, server: Server) -> None:
+        server.close()
+        self.seen_off(server)
+
 
 class Ear:
     """The connection that listens for all clients, and hears at once that it does."""
@@ -209,10 +214,9 @@ class FuzzedPool(Pool):
 
     rig: Rig
 
-    def wanted(self) -> None:
-        if self.has_room and self.opening < self.waiting_count:
-            self.opening += 1
-            self.host.reactor.loop.call_soon(self._opened)
+    def open_one(self) -> None:
+        self._begin_opening()
+        self.host.reactor.loop.call_soon(self._opened)
 
     def _opened(self) -> None:
         self.opening -= 1
@@ -256,7 +260,8 @@ class Rig:
             max_prepared_statements=max_prepared,
             max_prepared_bytes=max_prepared_bytes,
         )
-        self.pool = FuzzedPool(tenant, target, config, self.relay)
+        allotment = Allotment(0, self.loop.time, self.loop.call_later)
+        self.pool = FuzzedPool(tenant, target, config, self.relay, allotment)
         self.pool.rig = self
         # A bucket that no time fills, so that an input means the same each time.
         self.bucket = self.relay._limiter.bucket(tenant)
