@@ -53,6 +53,7 @@ from ogelproxy.errors import (
     TLSRequired,
     TokenRequiresTLS,
     TooManyConnections,
+    TooManyInFlight,
     TooManyNotifications,
     WorkerFailed,
 )
@@ -132,6 +133,7 @@ __all__ = [
     "Tier",
     "TokenRequiresTLS",
     "TooManyConnections",
+    "TooManyInFlight",
     "TooManyNotifications",
     "WorkerFailed",
     "__version__",

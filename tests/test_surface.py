@@ -24,6 +24,7 @@ from ogelproxy.errors import (
     PoolTimeout,
     ProtocolViolation,
     TargetUnreachable,
+    TooManyInFlight,
 )
 from ogelproxy.pool import SettingsRefused
 from ogelproxy.protocol import messages
@@ -45,6 +46,7 @@ MADE: dict[type[OgelError], OgelError] = {
     PoolTimeout: PoolTimeout(1.5),
     ProtocolViolation: ProtocolViolation("bad length"),
     SettingsRefused: SettingsRefused({"C": "22023", "M": "no such zone"}),
+    TooManyInFlight: TooManyInFlight(1.5),
 }
 
 
