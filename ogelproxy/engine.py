@@ -182,7 +182,7 @@ class Engine:
             spawn=self._relay.spawn,
             clock=self._clock,
         )
-        self._router = Router(config.pool, self._relay)
+        self._router = Router(config.pool, self._relay, config.workers)
         self._traffic = TrafficBook(self._relay.reactor.now)
         self._console = OperatorConsole(
             Parts(

@@ -122,9 +122,13 @@ class Relay:
     # Tasks: everything that is started is held, and its failure logged.
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        self._begin(work)
+
+    def _begin(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         task = self.reactor.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -329,19 +333,23 @@ class Relay:
             # No descriptors are left: it has to count as ended.
             server.close()
             self.reactor.loop.call_soon(self.seen_off, server)
-        else:
-            server.close()
-            self.spawn(self._see_off(server, remains))
+            return
 
-    async def _see_off(self, server: Server, remains: socket.socket) -> None:
-        try:
-            with remains, contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(PARTING_TIMEOUT):
-                    remains.shutdown(socket.SHUT_WR)
-                    while await self.reactor.loop.sock_recv(remains, 65_536):
-                        pass
-        finally:
+        def ended(_: object) -> None:
+            remains.close()
             self.seen_off(server)
+
+        server.close()
+        # Also when it is cancelled before its first step.
+        self._begin(self._ending(remains)).add_done_callback(ended)
+
+    async def _ending(self, remains: socket.socket) -> None:
+        """Wait until the server has closed its side, which Postgres does last."""
+        with contextlib.suppress(OSError, TimeoutError):
+            remains.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(PARTING_TIMEOUT):
+                while await self.reactor.loop.sock_recv(remains, 65_536):
+                    pass
 
     def seen_off(self, server: Server) -> None:
         """Postgres has ended the session: nothing of it counts any more."""

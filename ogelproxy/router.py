@@ -27,9 +27,10 @@ POOL_TTL = 60.0
 class Router:
     """The pools of one engine, made when first needed."""
 
-    def __init__(self, config: PoolConfig, host: Relay) -> None:
+    def __init__(self, config: PoolConfig, host: Relay, workers: int) -> None:
         self._config = config
         self._host = host
+        self._workers = workers  # processes that share an address's servers
         self._pools: dict[UUID, Pool] = {}
         # Of each host and port that there are pools for.
         self._allotments: dict[tuple[str, int], Allotment] = {}
@@ -73,9 +74,14 @@ class Router:
         if found is None:
             loop = self._host.reactor.loop
             found = self._allotments[key] = Allotment(
-                self._config.max_servers_per_address, loop.time, loop.call_later
+                self._places(), loop.time, loop.call_later
             )
         return found
+
+    def _places(self) -> int:
+        """This process's part of what may be opened at one address; 0 is no bound."""
+        bound = self._config.max_servers_per_address
+        return max(bound // self._workers, 1) if bound else 0
 
     def adopt(self, pool: Pool) -> None:
         """Look after a pool that nobody is routed to, until it is empty."""
@@ -174,7 +180,7 @@ class Router:
         for pool in self.pools:
             pool.config = config
         for allotment in self._allotments.values():
-            allotment.max_servers = config.max_servers_per_address
+            allotment.max_servers = self._places()
 
     def close(self) -> None:
         for pool in self.pools:
