@@ -12,24 +12,14 @@ from cpython.ref cimport Py_INCREF
 from libc.string cimport memset
 
 from ogelproxy._fingerprint cimport (
-    FLAG_ANY_SETTING,
-    FLAG_DISCARD,
-    FLAG_ROLE,
-    FLAG_SET,
-    FLAG_SET_CONFIG,
-    FLAG_SET_LOCAL,
-    FLAG_TRANSACTION,
+    FLAG_ANY_SETTING, FLAG_DISCARD, FLAG_ROLE, FLAG_SET, FLAG_SET_CONFIG,
+    FLAG_SET_LOCAL, FLAG_TRANSACTION,
 )
 from ogelproxy._flights cimport Flights
 from ogelproxy._pool cimport MODE_SESSION
 from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
 from ogelproxy._replies cimport (
-    ASKED_EXECUTE,
-    ASKED_QUERY,
-    MAX_OWED,
-    REPLY_FAKE,
-    REPLY_FORWARD,
-    REPLY_REFUSE,
+    ASKED_EXECUTE, ASKED_QUERY, MAX_OWED, REPLY_FAKE, REPLY_FORWARD, REPLY_REFUSE,
 )
 from ogelproxy._loan cimport Lendable
 from ogelproxy._traffic cimport Traffic
