@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ogelproxy._usage import UsageTable
 from ogelproxy.config import Usage
 from ogelproxy.doctor.finding import Finding, Now, fail, ok, warn
+from ogelproxy.usage.journal import MAX_BYTES, MAX_FILE_BYTES
 from ogelproxy.usage.spool import NEARLY_FULL
 
 SUBJECT = "spool"
@@ -26,10 +27,12 @@ MEBIBYTE = 1024 * 1024
 def examine(config: Usage, workers: int, now: Now) -> Iterator[Finding]:
     """Look at the directory, or at where it will be made."""
     directory = config.spool_dir.absolute()
-    there = next(path for path in (directory, *directory.parents) if path.exists())
+    there = next(
+        path for path in (directory, *directory.parents) if os.path.exists(path)
+    )
     yield writable(directory, there)
     yield file_system(there)
-    files = _files(directory)
+    files = _files((*directory.glob("*"), *directory.glob("worker-*/*")))
     sizes = Counter[Path]()
     for path, count, _ in files:
         sizes[path.parent] += count
@@ -38,6 +41,7 @@ def examine(config: Usage, workers: int, now: Now) -> Iterator[Finding]:
     yield size(config, max(sizes.values(), default=0))
     if files:
         yield backlog(config, files, now())
+    yield events(directory / "events")
 
 
 def writable(directory: Path, there: Path) -> Finding:
@@ -125,10 +129,23 @@ def backlog(config: Usage, files: list[tuple[Path, int, float]], now: float) -> 
     return ok(subject, text)
 
 
-def _files(directory: Path) -> list[tuple[Path, int, float]]:
-    """Return path, bytes and time of the last change of each process's files."""
+def events(directory: Path) -> Finding:
+    """Compare the events that wait for a sink with the room there is for them."""
+    subject = f"{SUBJECT} events"
+    used = sum(size for _, size, _ in _files(directory.glob("*.events")))
+    text = f"{_size(used)} of {_size(MAX_BYTES)}"
+    advice = "see why the sink takes no events"
+    if used + MAX_FILE_BYTES > MAX_BYTES:
+        return fail(subject, f"{text}: the audit is lost", advice)
+    if used >= MAX_BYTES // 2:
+        return warn(subject, f"{text}: analytics are left out from half of it", advice)
+    return ok(subject, text)
+
+
+def _files(paths: Iterable[Path]) -> list[tuple[Path, int, float]]:
+    """Return path, bytes and time of the last change of those that are files."""
     found = []
-    for path in sorted((*directory.glob("*"), *directory.glob("worker-*/*"))):
+    for path in sorted(paths):
         try:
             status = path.stat()
         except OSError:
@@ -154,4 +171,4 @@ def _kind(path: Path) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / MEBIBYTE:,.0f} MiB"
+    return f"{count / MEBIBYTE:,.1f} MiB"

@@ -105,6 +105,17 @@ def test_batches_that_nobody_takes_are_told(tmp_path: Path) -> None:
     assert later["spool backlog"].verdict is WARN
 
 
+def test_events_that_nobody_takes_are_told_before_the_audit_is_lost(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "events").mkdir()
+    path = tmp_path / "events" / "0.events"
+    path.touch()
+    for mebibytes, verdict in ((1, OK), (32, WARN), (64, FAIL)):
+        os.truncate(path, mebibytes * 1024 * 1024)
+        assert look_at_spool(tmp_path)["spool events"].verdict is verdict
+
+
 def test_unreadable_files_are_told(tmp_path: Path) -> None:
     path = batch(tmp_path, 4096, "0000000001.unreadable")
     found = look_at_spool(tmp_path)
