@@ -121,5 +121,7 @@ class Host:
             round(seconds * 1e6),
             round(NUMBER_TTL * 1e6),
         )
-        [number] = await self._redis.run(REGISTER, [([keys.HOSTS], arguments)])
+        [number] = await self._redis.run(
+            REGISTER, [((keys.HOSTS, keys.EPOCH), arguments)]
+        )
         return int(number)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 #: Hash: which hosts may mint a part of every limit without asking (`limiter`).
 HOSTS = "o7s:hosts"
-#: Hash: which run of the server keeps the slots of connections, since when (`slots`).
+#: Hash: the run of the server that granted what there is, since when (`slots`,
+#: `limiter`).
 EPOCH = "o7s:epoch"
 #: Channel: organisations that changed, as ``HANDLE VERSION``, and those that were
 #: deleted, as ``HANDLE VERSION gone`` (`tenants`).

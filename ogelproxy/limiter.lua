@@ -7,7 +7,8 @@
 -- and didn't comes back when its host says so. A host holds no more than is noted
 -- here, and forgets it earlier than this does.
 --
--- KEYS  1 the bucket, 2 the hosts (see hosts.lua)
+-- KEYS  1 the bucket, 2 the hosts (see hosts.lua), 3 the run of this server, and since
+--       when it is known (see slots.lua)
 -- ARGV  1 host, 2 sequence number, 3 tokens it holds, 4 tokens it lacks,
 --       5 demand per second, 6 r, 7 B, 8 version of these two,
 --       9 microseconds of a trickle, 10 of a chunk, 11 sequence number by which it
@@ -36,14 +37,19 @@ local SHORTEST = 10000
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local info = redis.call('INFO', 'server')
-local run = string.match(info, 'run_id:(%x+)')
-local uptime = tonumber(string.match(info, 'uptime_in_seconds:(%d+)')) * 1000000
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local complete = redis.call('HGET', KEYS[2], 'complete') == run
+local epoch = redis.call('HMGET', KEYS[3], 'run', 'since')
+local since = tonumber(epoch[2])
+if epoch[1] ~= run or now < since then
+  since = now
+  redis.call('HSET', KEYS[3], 'run', run, 'since', string.format('%.0f', now))
+end
 
 -- The floor: what the first hosts mint without asking is not granted here. Until all
 -- are known to have told of themselves, each counts as there.
 local floors = floor_hosts
-if floor_hosts > 0 and redis.call('HGET', KEYS[2], 'complete') == run then
+if floor_hosts > 0 and complete then
   floors = 0
   for number = 0, floor_hosts - 1 do
     local taken = redis.call('HGET', KEYS[2], number)
@@ -79,30 +85,40 @@ local rate, capacity = r * (1 - reserved), B * (1 - reserved)
 local level, at
 if kept.run == run then
   level, at = tonumber(kept.l), tonumber(kept.t)
-elseif not kept.run and (
-  uptime > 2 * ttl + 1000000 or redis.call('HGET', KEYS[2], 'complete') == run
-) then
-  level, at = capacity, now
+elseif complete or not kept.run and now > since + ttl * LONGER then
+  level, at, hosts = capacity, now, {}
 else
-  -- Redis lost its memory: everything may be in the hands of hosts unknown.
-  level, at, hosts = 0, now, {}
+  -- Redis lost its memory, or a part of it: everything may be in the hands of hosts
+  -- unknown, for as long as leases of before it was known last.
+  level, at, hosts = 0, since, {}
   hosts['?'] = {
-    seq = 0, chunk = capacity, chunk_until = now + ttl * LONGER, rate = rate,
-    rate_at = now, rate_until = now + P * LONGER, capacity = 0, unminted = 0,
+    seq = 0, chunk = capacity, chunk_until = since + ttl * LONGER, rate = rate,
+    rate_at = since, rate_until = since + P * LONGER, capacity = 0, unminted = 0,
     trickle = 0, demand = 0, at = now, has_changed = true,
   }
 end
 if now < at then now = at end -- a clock that steps back refills nothing
 
--- Refill by what trickles left, up to what was not granted before anything expires.
-local out, trickled = 0, 0
-for _, h in pairs(hosts) do
-  out = out + h.chunk + h.capacity + h.unminted
-  trickled = trickled + h.rate * math.max(0, math.min(h.rate_until, now) - at)
+-- Refill by what trickles leave, beside what is out.
+local function refill(until_then)
+  local out, trickled = 0, 0
+  for _, h in pairs(hosts) do
+    out = out + h.chunk + h.capacity + h.unminted
+    trickled = trickled + h.rate * math.max(0, math.min(h.rate_until, until_then) - at)
+  end
+  local minted = math.max(0, rate * (until_then - at) - trickled) / 1000000
+  level = math.max(0, math.min(capacity - out, level + minted))
+  at = until_then
 end
-local refill = math.max(0, rate * (now - at) - trickled) / 1000000
-level = math.max(0, math.min(capacity - out, level + refill))
 
+-- What has run out counts as out up to the latest end of any, and no longer.
+local ended = at
+for _, h in pairs(hosts) do
+  for _, moment in ipairs({h.chunk_until, h.rate_until, h.rate_until + CLAIMED}) do
+    if moment <= now then ended = math.max(ended, moment) end
+  end
+end
+refill(ended)
 for name, h in pairs(hosts) do
   if h.capacity > 0 and h.rate_until <= now then
     h.capacity, h.has_changed = 0, true
@@ -116,6 +132,7 @@ for name, h in pairs(hosts) do
     redis.call('HDEL', KEYS[1], 'h:' .. name)
   end
 end
+refill(now)
 
 local me = hosts[host] or {
   seq = 0, chunk = 0, chunk_until = 0, rate = 0, rate_at = 0, rate_until = 0,
@@ -136,8 +153,7 @@ me.rate, me.capacity, me.unminted, me.trickle = 0, 0, 0, 0
 me.demand, me.at = math.max(demand, need), now
 local discarded = held - me.chunk
 
-local wanted, rates, asking = 0, 0, 0
-out = 0
+local wanted, rates, asking, out = 0, 0, 0, 0
 local next_end = now + P * LONGER
 for _, h in pairs(hosts) do
   if now - h.at < RECENT then

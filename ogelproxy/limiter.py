@@ -264,7 +264,10 @@ class Limiter:
         sent_at = self.clock()
         first = self._sequence + 1
         calls = [
-            ((keys.ratelimit(record.handle), keys.HOSTS), self._arguments(record, each))
+            (
+                (keys.ratelimit(record.handle), keys.HOSTS, keys.EPOCH),
+                self._arguments(record, each),
+            )
             for record, each in asked
         ]
         self.ask_count += len(calls)
