@@ -16,7 +16,7 @@ import secrets
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -271,7 +271,10 @@ class Slots(Generic[Holder]):
         else:
             for handle, answer in zip(batch, answers, strict=True):
                 self._take_in(handle, now, *answer)
-        for handle in batch:
+        self._forget_unused(batch)
+
+    def _forget_unused(self, handles: Iterable[str]) -> None:
+        for handle in handles:
             holding = self._holdings[handle]
             if not (holding.holders or holding.next_wait() or holding.slots):
                 del self._holdings[handle]
@@ -363,8 +366,11 @@ class Slots(Generic[Holder]):
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRY_INTERVAL)
-            before = self._clock() + EXPIRY_INTERVAL  # the next look is too late
-            for handle, holding in self._holdings.items():
-                if holding.expires_at <= before:
-                    while holding.holders:
-                        self._lose(handle, holding, RedisUnavailable())
+            self._end_unproven()
+
+    def _end_unproven(self) -> None:
+        before = self._clock() + EXPIRY_INTERVAL  # the next look is too late
+        for handle, holding in self._holdings.items():
+            if holding.expires_at <= before:
+                while holding.holders:
+                    self._lose(handle, holding, RedisUnavailable())
