@@ -62,9 +62,9 @@ Call = tuple[Sequence[str], Sequence[str | int | float]]
 
 
 #: Notes in the registry of hosts that nobody has leases of an earlier run.
-COMPLETE = Script(
+DECLARE_NEW = Script(
     "local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')\n"
-    "return redis.call('HSET', KEYS[1], 'complete', run)"
+    "return redis.call('HSET', KEYS[1], 'complete', run, 'new', run)"
 )
 
 
@@ -159,7 +159,7 @@ class Redis:
         and not when all that could have been granted before have run out. Raises
         RedisUnavailable.
         """
-        await self.run(COMPLETE, [((HOSTS,), ())])
+        await self.run(DECLARE_NEW, [((HOSTS,), ())])
 
     def hear(self, channel: str, hearer: Hearer) -> None:
         """Call `hearer` with each message of a channel; before `start`.

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 hash of the organisation: host -> 'slots number expiry firm'
 --       2 hash: which run of this server keeps the slots, and since when
---       3 hash whose field `complete` names a run that nobody knew another before
+--       3 hash whose field `new` names a run before which nobody had a lease
 -- ARGV  1 host, a name and a random epoch
 --       2 number of the request: a host's requests count up
 --       3 connections that it has
@@ -34,7 +34,7 @@ if epoch[1] ~= run or now < since then
   redis.call('HSET', KEYS[2], 'run', run, 'since', string.format('%.0f', now))
 end
 local learning = since + keep - now
-if learning > 0 and redis.call('HGET', KEYS[3], 'complete') == run then
+if learning > 0 and redis.call('HGET', KEYS[3], 'new') == run then
   learning = 0
 end
 
