@@ -200,7 +200,7 @@ class Redis:
 
     async def _hear(self) -> None:
         while True:
-            listener = self._client.pubsub(ignore_subscribe_messages=True)
+            listener = self._client.pubsub()
             try:
                 await listener.subscribe(*self._hearers)
                 self._tell_heard(True)
