@@ -297,13 +297,13 @@ class Engine:
             limit=tenant.tier.max_queries_per_second,
         )
 
-    async def drain(self) -> None:
+    async def drain(self, grace: float | None = None) -> None:
         """Accept no more, let transactions finish, tell idle clients 57P01.
 
-        Bounded by `drain_timeout`.
+        Bounded by `drain_timeout`, or by `grace` seconds.
         """
         self._stop_accepting()
-        await self._drain(self.config.drain_timeout)
+        await self._drain(self.config.drain_timeout if grace is None else grace)
 
     async def _drain(self, grace: float) -> None:
         # Who was accepted is told in words, not cut off in the middle of its login.
@@ -320,9 +320,7 @@ class Engine:
     async def stop(self, grace: float | None = None) -> None:
         """Drain for at most `grace` seconds, then end everything."""
         if self._is_started and not self._is_draining:
-            self._stop_accepting()
-            wait = self.config.drain_timeout if grace is None else grace
-            await self._drain(wait)
+            await self.drain(grace)
         await self._stop_parts()
 
     async def _stop_parts(self) -> None:

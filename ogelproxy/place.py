@@ -226,7 +226,8 @@ class Place:
 
     def _lost(self, process: Process) -> None:
         if process is self.current:
-            log.error("worker %d (process %d) is lost", self.number, process.pid)
+            if process.state == "ready":
+                log.error("worker %d (process %d) is lost", self.number, process.pid)
             self._vacate()
 
     def _vacate(self) -> None:

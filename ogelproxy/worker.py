@@ -1,7 +1,8 @@
 """Worker: one Engine in a process of its own, at the end of a line.
 
 Gets its settings by the line and its listening socket by descriptor. When the
-supervisor is gone, however that came, it drains and ends.
+supervisor is gone, however that came, it drains and ends, before other machines
+count its connections as gone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds that the supervisor has to hand over the settings.
 ENLIST_TIMEOUT = 30.0
+#: Seconds that transactions get without a supervisor: its slots lapse in 6.8 s, the
+#: time they are lent for on Redis less the interval of their renewal (`slots`).
+ORPHAN_GRACE = 6.0
 
 
 class Worker:
@@ -79,7 +83,7 @@ class Worker:
             await _first(engine.drain(), self._line.wait_closed())
         else:
             log.warning("the supervisor is gone: draining")
-            await engine.drain()
+            await engine.drain(min(engine.config.drain_timeout, ORPHAN_GRACE))
 
     def _tell(self, name: str, body: Any = None) -> None:
         # Who is gone need not be told.
