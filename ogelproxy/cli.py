@@ -30,8 +30,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ogelproxy import doctor, operate, settings
-from ogelproxy.config import MAX_WORKERS, Config, Log
-from ogelproxy.dev import DevOptions, DevStack, kept_config
+from ogelproxy.config import MAX_WORKERS, Config
+from ogelproxy.dev import LOG, DevOptions, DevStack, kept_config
 from ogelproxy.engine import Engine
 from ogelproxy.errors import OgelError
 from ogelproxy.logs import configure
@@ -139,7 +139,7 @@ def reload(proxy: Engine | Supervisor, reread: Callable[[], Config]) -> None:
         logger.info("reloaded")
 
 
-def roll(proxy: Engine | Supervisor) -> None:
+def roll(proxy: Engine | Supervisor | None) -> None:
     """Replace the workers, if there are any."""
     if isinstance(proxy, Supervisor):
         proxy.roll()
@@ -210,7 +210,7 @@ def _addresses(engine: Engine | Supervisor) -> dict[str, str]:
 @click.option("--tls", "has_tls", is_flag=True, help="Offer a self-signed certificate.")
 def dev(port: int, admin_port: int, state: Path, workers: int, has_tls: bool) -> None:
     """Run the proxy with a Postgres, a Valkey and demo organisations of its own."""
-    configure(Log(level="warning"))
+    configure(LOG)
     raise_file_limit()
     uvloop.run(_dev(DevOptions(state, port, admin_port, has_tls, workers)))
 
@@ -223,6 +223,8 @@ async def _dev(options: DevOptions) -> None:
             stack = DevStack(options, progress.step)
             await stack.start()
         try:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGUSR1, roll, stack.proxy)
             show(console, stack)
             await stack.wait_ended()
         finally:

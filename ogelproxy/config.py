@@ -271,7 +271,9 @@ class Usage(Section):
         16_384, ge=256, le=1_048_576, description="Distinct rows of one batch."
     )
     max_spool_bytes: int = Field(
-        1_073_741_824, ge=16_777_216, description="Disk space for the batches of one process."
+        1_073_741_824,
+        ge=16_777_216,
+        description="Disk space for a process's batches.",
     )
     history_days: int = Field(
         30,

@@ -29,7 +29,17 @@ from cryptography.x509.oid import NameOID
 
 from ogelproxy.auth import apikey
 from ogelproxy.child import Child, is_free
-from ogelproxy.config import Admin, Config, Control, Listen, Pool, Secret, Tls, Usage
+from ogelproxy.config import (
+    Admin,
+    Config,
+    Control,
+    Listen,
+    Log,
+    Pool,
+    Secret,
+    Tls,
+    Usage,
+)
 from ogelproxy.config import Redis as RedisConfig
 from ogelproxy.demo import ORGANIZATIONS, DemoOrganization, Seeder
 from ogelproxy.embedded import EmbeddedPostgres
@@ -41,6 +51,8 @@ from ogelproxy.supervisor import Supervisor
 from ogelproxy.tenants.model import OPERATORS
 
 HOST = "127.0.0.1"
+#: What a person sees between the lines that are printed.
+LOG = Log(level="warning")
 #: The control plane's database on the embedded Postgres.
 CONTROL_DATABASE = "platform"
 #: A load run in session mode needs as many servers as it has clients.
@@ -84,7 +96,7 @@ class DevStack:
         self._state = State(options.state)
         self._parts = contextlib.AsyncExitStack()  # what runs, in order of its start
         self._children: list[Child] = []  # servers that run, in order of their start
-        self._proxy: Engine | Supervisor | None = None  # set once it runs
+        self.proxy: Engine | Supervisor | None = None  # set once it runs
         self.databases: list[DemoDatabase] = []
         self.console_url = ""  # of the operators' console, once it runs
 
@@ -102,8 +114,8 @@ class DevStack:
 
     async def stop(self) -> None:
         """Let open transactions finish, for a bounded time, and stop all of it."""
-        if self._proxy is not None:
-            await self._proxy.drain()
+        if self.proxy is not None:
+            await self.proxy.drain()
         await self._parts.aclose()
 
     async def wait_ended(self) -> None:
@@ -111,8 +123,8 @@ class DevStack:
 
         Raises EmbeddedFailed once a part ended that nobody stopped.
         """
-        assert self._proxy is not None
-        asked = asyncio.create_task(self._proxy.stop_asked.wait())
+        assert self.proxy is not None
+        asked = asyncio.create_task(self.proxy.stop_asked.wait())
         broken = [
             asyncio.create_task(self._wait_broken(child)) for child in self._children
         ]
@@ -135,7 +147,7 @@ class DevStack:
     @property
     def admin_url(self) -> str | None:
         """Where health and metrics are asked for, if anywhere."""
-        admin = self._proxy.addresses["admin"] if self._proxy else None
+        admin = self.proxy.addresses["admin"] if self.proxy else None
         return f"http://{admin[0]}:{admin[1]}" if admin else None
 
     def _check_ports(self) -> None:
@@ -206,11 +218,12 @@ class DevStack:
                 "usage": Usage(spool_dir=state.directory / "spool"),
                 "tls": state.certificate() if self._options.has_tls else Tls(),
                 "workers": self._options.workers,
+                "log": LOG,  # of the workers, if there are several
             }
         )
         proxy: Engine | Supervisor
         proxy = Engine(config) if config.workers == 1 else Supervisor(config)
-        self._proxy = await parts.enter_async_context(proxy)
+        self.proxy = await parts.enter_async_context(proxy)
         addresses = proxy.addresses
         clients = addresses["postgres"]
         assert clients is not None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -287,6 +288,30 @@ def test_a_killed_stack_takes_its_servers_along_and_starts_again(
     assert (state / "dev.json").exists()
     with running(state) as second:
         assert ask(second.url(), "SELECT 1") == 1
+
+
+def test_workers_serve_roll_and_end_with_their_stack(state: Path) -> None:
+    with running(state, "--workers", "2") as stack:
+        first = workers(stack)
+        assert len(first) == 2
+        assert ask(stack.url(), "SELECT 1") == 1
+        stack.process.send_signal(signal.SIGUSR1)
+        end = time.monotonic() + 30
+        while len(workers(stack) - first) < 2 or workers(stack) & first:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert ask(stack.url(), "SELECT 1") == 1
+        processes = [psutil.Process(pid) for pid in workers(stack)]
+        stack.stop(signal.SIGKILL)
+        _, alive = psutil.wait_procs(processes, timeout=10)
+        assert alive == []
+
+
+def workers(stack: Stack) -> set[int]:
+    """The process ids of all workers."""
+    url = f"http://127.0.0.1:{stack.description['admin_port']}/status"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return {each["pid"] for each in orjson.loads(answer.read())["workers"]}
 
 
 @pytest.mark.parametrize("server", SERVERS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from ogelproxy.metrics import (
     GaugeSample,
     LatencySample,
     Metrics,
+    Totals,
 )
 
 BUCKETS = len(LATENCY_BOUNDS) + 1
@@ -131,3 +134,52 @@ def test_bounds_start_at_50_microseconds_and_grow() -> None:
     assert LATENCY_BOUNDS[0] == 50e-6
     assert LATENCY_BOUNDS[-1] == 10.0
     assert list(LATENCY_BOUNDS) == sorted(set(LATENCY_BOUNDS))
+
+
+def test_totals_of_processes_come_together_each_by_its_rule() -> None:
+    processes = [Metrics(), Metrics()]
+    for number, metrics in enumerate(processes, 1):
+        metrics.add_source(functools.partial(said, number))
+        metrics.login("accepted")
+    together = Totals()
+    for metrics in processes:
+        together.merge(orjson.loads(orjson.dumps(metrics.totals().pack())))
+    text = together.render().decode()
+    labels = 'database_type="postgres",tier="free"'
+    for line in (
+        "o7s_clients 3.0",
+        "o7s_control_up 0.0",
+        'o7s_circuit_open{database_type="neon"} 2.0',
+        'o7s_logins_total{result="accepted"} 2.0',
+        f"o7s_latency_seconds_sum{{{labels}}} 1.5",
+        f"o7s_latency_seconds_count{{{labels}}} {BUCKETS * 3}.0",
+    ):
+        assert f"\n{line}\n" in text
+
+
+def said(number: int) -> list[GaugeSample | LatencySample]:
+    return [
+        GaugeSample("o7s_clients", {}, number),
+        GaugeSample("o7s_control_up", {}, number - 1),
+        GaugeSample("o7s_circuit_open", {"database_type": "neon"}, number),
+        LatencySample("free", "postgres", [number] * BUCKETS, number / 2),
+    ]
+
+
+def test_of_a_process_that_is_gone_the_counters_stay_and_the_gauges_go() -> None:
+    metrics = Metrics()
+    metrics.login("rejected")
+    metrics.add_source(lambda: [GaugeSample("o7s_clients", {}, 7)])
+    left = Totals()
+    left.merge(metrics.totals().pack(), with_gauges=False)
+    text = left.render().decode()
+    assert 'o7s_logins_total{result="rejected"} 1.0' in text
+    assert "\no7s_clients " not in text
+
+
+def test_metrics_of_another_version_are_left_out() -> None:
+    packed = Metrics().totals().pack()
+    packed["sums"]["o7s_of_tomorrow_total"] = [[[], 1.0]]
+    together = Totals()
+    together.merge(packed)
+    assert b"tomorrow" not in together.render()

@@ -20,6 +20,20 @@ def test_the_page_in_git_is_the_one_that_is_printed() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == manual()
 
 
+def test_settings_that_were_dumped_are_restored_with_their_secrets() -> None:
+    config = Config.load(
+        None,
+        {
+            "O7S_SECRET_KEY": "a secret that is long enough",
+            "OGELPROXY_LISTEN_PROXY_PROTOCOL": "10.0.0.0/8, fd00::/8",
+            "OGELPROXY_TLS_CERT": "/etc/tls.pem",
+            "OGELPROXY_WORKERS": "3",
+        },
+    )
+    assert Config.restore(config.dump()) == config
+    assert b"a secret that is long enough" in config.dump()
+
+
 def test_the_sample_sets_nothing_as_it_is() -> None:
     tree = tomllib.loads(sample())
     assert Config.model_validate(tree) == Config()
