@@ -203,7 +203,6 @@ class Redis:
             listener = self._client.pubsub()
             try:
                 await listener.subscribe(*self._hearers)
-                self._tell_heard(True)
                 await self._hear_out(listener)
             except (RedisError, OSError) as error:
                 logger.warning("channels are not heard: %s", _text(error))
@@ -213,6 +212,7 @@ class Redis:
             await asyncio.sleep(SUBSCRIBE_INTERVAL)
 
     async def _hear_out(self, listener: PubSub) -> NoReturn:
+        unheard = len(self._hearers)  # channels that are not subscribed to yet
         is_asked = False
         while True:
             message = await listener.get_message(timeout=SILENCE_TIMEOUT)
@@ -220,6 +220,10 @@ class Redis:
                 is_asked = False
                 if message["type"] == "message":
                     self._hand_over(message["channel"], message["data"])
+                elif message["type"] == "subscribe":
+                    unheard -= 1
+                    if unheard == 0:
+                        self._tell_heard(True)
             elif is_asked:
                 raise ConnectionError("no answer from the connection that hears")
             else:
