@@ -461,6 +461,9 @@ class Engine:
         yield GaugeSample("o7s_control_up", {}, not self.directory.is_degraded)
         if self._redis is not None:
             yield GaugeSample("o7s_redis_up", {}, self._redis.is_up)
+        if self._slots is not None:
+            unproven = self._slots.unproven_count
+            yield GaugeSample("o7s_unproven_connections", {}, unproven)
         asked, unanswered = self._limiter.ask_count, self._limiter.unanswered_count
         yield CounterSample("o7s_lease_requests_total", {"answered": "no"}, unanswered)
         yield CounterSample(

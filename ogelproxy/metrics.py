@@ -108,6 +108,9 @@ GAUGES = {
         "Whether the control plane answers: 1 or 0.", together=min
     ),
     "o7s_redis_up": Declared("Whether Redis answers: 1 or 0.", together=min),
+    "o7s_unproven_connections": Declared(
+        "Connections whose slot Redis may have given to others meanwhile."
+    ),
     "o7s_workers": Declared("Worker processes that accept clients."),
 }
 DECLARED = COUNTERS | GAUGES

@@ -382,6 +382,9 @@ class Supervisor:
         yield GaugeSample("o7s_workers", {}, ready)
         yield CounterSample("o7s_worker_restarts_total", {}, self._restart_count)
         yield CounterSample("o7s_worker_silences_total", {}, self._silence_count)
+        if self._front is not None:
+            unproven = self._front.slots.unproven_count
+            yield GaugeSample("o7s_unproven_connections", {}, unproven)
 
 
 def _bound(handler: Handler, process: Process) -> Callable[[Any], Any]:
