@@ -1,8 +1,9 @@
 """DevStack: everything `ogelproxy dev` runs, in one process and one directory.
 
 Owns the state directory (lock, secrets, certificate, dev.json), the embedded
-Postgres and Valkey, the demo organisations and the Engine in front of them; started
-and stopped as one. Signals, arguments and what is shown belong to `cli`.
+Postgres, Valkey and, where it is installed, MongoDB, the demo organisations and the
+Engine in front of them; started and stopped as one. Signals, arguments and what is
+shown belong to `cli`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from ogelproxy.config import (
 from ogelproxy.config import Redis as RedisConfig
 from ogelproxy.demo import ORGANIZATIONS, DemoOrganization, Seeder
 from ogelproxy.embedded import EmbeddedPostgres
+from ogelproxy.embedded_mongodb import EmbeddedMongo, is_installed
 from ogelproxy.embedded_valkey import EmbeddedValkey
 from ogelproxy.engine import Engine
 from ogelproxy.errors import ConfigInvalid, EmbeddedFailed
@@ -55,6 +57,8 @@ HOST = "127.0.0.1"
 LOG = Log(level="warning")
 #: The control plane's database on the embedded Postgres.
 CONTROL_DATABASE = "platform"
+#: The history's database on the embedded MongoDB.
+MONGODB = "ogelproxy"
 #: A load run in session mode needs as many servers as it has clients.
 MAX_SERVERS = 100
 #: Room for the pools of all demo databases.
@@ -170,6 +174,10 @@ class DevStack:
     async def _start(self, parts: contextlib.AsyncExitStack) -> None:
         state = self._state
         kept = state.secrets
+        # Settings of the environment hold, JWT_SECRET among them, but for those
+        # that the stack itself decides.
+        given = Config.load(None, os.environ)
+        mongodb = await self._begin_mongodb(given.usage, parts)
         self._report("Starting Postgres")
         postgres = EmbeddedPostgres(
             state.directory / "postgres",
@@ -201,10 +209,10 @@ class DevStack:
         seeder = Seeder(postgres, control, kept["orgs"], kept["operator_key"])
         await seeder.seed(CONTROL_DATABASE)
 
+        if mongodb is not None:
+            self._report("Waiting for MongoDB")
+            await mongodb
         self._report("Starting the proxy")
-        # Settings of the environment hold, JWT_SECRET among them, but for those
-        # that the stack itself decides.
-        given = Config.load(None, os.environ)
         servers = {"max_servers": MAX_SERVERS} | given.pool.model_dump(
             include=given.pool.model_fields_set
         )
@@ -215,7 +223,10 @@ class DevStack:
                 "control": control,
                 "redis": given.redis.model_copy(update={"url": Secret(valkey.url)}),
                 "pool": Pool(**servers),
-                "usage": Usage(spool_dir=state.directory / "spool"),
+                "usage": Usage(
+                    spool_dir=state.directory / "spool",
+                    mongodb_url=state.secrets["mongodb_url"],
+                ),
                 "tls": state.certificate() if self._options.has_tls else Tls(),
                 "workers": self._options.workers,
                 "log": LOG,  # of the workers, if there are several
@@ -240,11 +251,43 @@ class DevStack:
                 "has_tls": self._options.has_tls,
                 "postgres_url": postgres.dsn(CONTROL_DATABASE),
                 "redis_url": valkey.url,
-                "mongodb_url": None,
+                "mongodb_url": state.secrets["mongodb_url"],
                 "console_url": self.console_url,
                 "orgs": [self._described(each) for each in ORGANIZATIONS],
             }
         )
+
+    async def _begin_mongodb(
+        self, usage: Usage, parts: contextlib.AsyncExitStack
+    ) -> asyncio.Task[None] | None:
+        """Begin to start the MongoDB-wire server, the slowest, where there is one.
+
+        The URL is kept: the environment's, the server's, or none.
+        """
+        state = self._state
+        if usage.mongodb_url is not None:
+            state.keep(mongodb_url=usage.mongodb_url.get_secret_value())
+            return None
+        if not is_installed():
+            state.keep(mongodb_url=None)
+            self._report("Leaving out MongoDB, as SecantusDB is not installed")
+            return None
+        mongodb = EmbeddedMongo(
+            state.directory / "mongodb", port=state.secrets["mongodb_port"]
+        )
+
+        async def start() -> None:
+            await self._start_child(mongodb, parts)
+            state.keep(mongodb_port=mongodb.port, mongodb_url=mongodb.url(MONGODB))
+
+        starting = asyncio.create_task(start(), name="start-mongodb")
+
+        async def give_up() -> None:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+
+        parts.push_async_callback(give_up)
+        return starting
 
     async def _start_child(
         self, child: Child, parts: contextlib.AsyncExitStack
@@ -337,7 +380,7 @@ class State:
         path = self.directory / "secrets.json"
         if path.exists():
             self.secrets = orjson.loads(path.read_bytes())
-            # One made before there was a console, or a Valkey, lacks theirs.
+            # One made before there was a console, or another part, lacks theirs.
             self.secrets = _new_secrets() | self.secrets
             return
         if (self.directory / "postgres" / "data").exists():
@@ -444,6 +487,7 @@ def _new_secrets() -> dict[str, Any]:
         "postgres_port": None,
         "valkey_password": secrets.token_urlsafe(24),
         "valkey_port": None,
+        "mongodb_port": None,
         "secret_key": Fernet.generate_key().decode(),
         "operator_key": apikey.generate(),
         "orgs": {

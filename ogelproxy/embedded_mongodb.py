@@ -40,8 +40,8 @@ class EmbeddedMongo(Child):
     title = "MongoDB"
     # It runs as `python -m`; its directory tells it from other Pythons.
     commands = frozenset({Path(sys.executable).name})
-    stop_signals = (signal.SIGTERM, signal.SIGKILL)
-    #: What it acknowledged is on disk; this ends a stopped one, too.
+    # What it acknowledged is on the disk; a gentler end takes it two seconds.
+    stop_signals = (signal.SIGKILL,)
     death_signal = signal.SIGKILL
 
     def __init__(self, directory: Path, *, port: int | None = None) -> None:

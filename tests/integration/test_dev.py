@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import stat
@@ -35,6 +36,7 @@ class Stack:
         self.output = ""  # until it was ready, and from its end on all of it
         self.process = subprocess.Popen(
             command("--state", str(state), *arguments),
+            env={k: v for k, v in os.environ.items() if k != "MONGODB_URL"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -128,7 +130,6 @@ def stack() -> Iterator[Stack]:
 def test_dev_json_says_what_runs_and_is_private(stack: Stack) -> None:
     described = stack.description
     assert described["pid"] == stack.process.pid
-    assert described["mongodb_url"] is None
     assert [org["org"] for org in described["orgs"]] == [
         f"org_demo_{name}" for name in ORGANIZATIONS
     ]
@@ -235,7 +236,7 @@ def test_no_secret_is_in_the_arguments_or_the_log_of_a_server(stack: Stack) -> N
     words += [kept["secret_key"]]
     words += [word for org in kept["orgs"].values() for word in org.values()]
     children = psutil.Process(stack.process.pid).children()
-    assert len(children) == len(SERVERS)
+    assert len(children) == len(SERVERS) + 1  # and MongoDB, which has no password
     seen = [" ".join(child.cmdline()) for child in children]
     seen += [(stack.state / server / "log").read_text() for server in SERVERS]
     for word in words:
@@ -338,6 +339,57 @@ def test_a_servers_port_taken_meanwhile_is_given_up(state: Path, server: str) ->
     with socket.create_server(("127.0.0.1", port)), running(state) as second:
         assert server_ports(second)[server] != port
         assert ask(second.url(), "SELECT 1") == 1
+
+
+def test_the_history_of_a_stack_is_in_its_mongodb_and_stays(state: Path) -> None:
+    words = ["usage", "history", "org_demo_free", "--json", "--state", str(state)]
+
+    def history() -> list[dict[str, Any]]:
+        result = subprocess.run(
+            [sys.executable, "-m", "ogelproxy", *words],
+            capture_output=True,
+            timeout=30,
+            check=True,
+        )
+        found: list[dict[str, Any]] = orjson.loads(result.stdout)
+        return found
+
+    for count in (1, 2):
+        with running(state) as stack:
+            mongodb_url = stack.description["mongodb_url"]
+            assert ask(stack.url(), "SELECT 1") == 1
+            (child,) = (
+                each
+                for each in psutil.Process(stack.process.pid).children()
+                if "secantus" in each.cmdline()
+            )
+            assert stack.stop() == 0
+        assert not child.is_running()
+        # What the proxy delivered at its end is there at the next start.
+        with running(state) as stack:
+            assert stack.description["mongodb_url"] == mongodb_url
+            (row,) = history()
+            assert row["queries"] == count
+
+
+def test_a_stack_without_the_package_says_so_and_does_without(state: Path) -> None:
+    program = "import sys; sys.modules['secantus'] = None; import ogelproxy.__main__"
+    words = command("--state", str(state))[3:]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if line.startswith("Ready"):
+            break
+    described = orjson.loads((state / "dev.json").read_bytes())
+    assert described["mongodb_url"] is None
+    assert "Leaving out MongoDB, as SecantusDB is not installed" in output
+    process.terminate()
+    assert process.wait(30) == 0
+    process.stdout.close()
 
 
 def test_a_stack_made_before_there_was_a_valkey_gets_one(state: Path) -> None:
