@@ -69,7 +69,7 @@ class Line(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        return self._transport is not None and not self._closed.is_set()
+        return self._transport is not None and not self._transport.is_closing()
 
     async def ask(self, name: str, body: Any = None, *, answer_timeout: float) -> Any:
         """Return the peer's answer, waited for at most `answer_timeout` seconds.

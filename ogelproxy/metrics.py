@@ -200,17 +200,22 @@ class Totals:
         }
 
     def merge(self, packed: Mapping[str, Any], *, with_gauges: bool = True) -> None:
-        """Add what a whole process packed; `with_gauges` as long as it lives."""
+        """Add what a whole process packed; `with_gauges` as long as it lives.
+
+        It may be of another version: what is declared otherwise here is left out.
+        """
         for values, counts, seconds in packed["latencies"]:
-            self._add_latencies(tuple(values), counts, seconds)
+            if len(counts) == len(LATENCY_BOUNDS) + 1:
+                self._add_latencies(tuple(values), counts, seconds)
         for name, pairs in packed["sums"].items():
-            # A process of another version may know other metrics.
             if name in COUNTERS or (with_gauges and name in GAUGES):
-                sums, together = self._sums[name], DECLARED[name].together
-                for labels, value in pairs:
-                    values = tuple(labels)
-                    known = sums.get(values)
-                    sums[values] = value if known is None else together(known, value)
+                sums, declared = self._sums[name], DECLARED[name]
+                for values, value in pairs:
+                    if len(values) == len(declared.labels):
+                        known = sums.get(tuple(values))
+                        sums[tuple(values)] = (
+                            value if known is None else declared.together(known, value)
+                        )
 
     def _add_latencies(
         self, values: Values, counts: Sequence[int], seconds: float

@@ -180,6 +180,8 @@ def test_of_a_process_that_is_gone_the_counters_stay_and_the_gauges_go() -> None
 def test_metrics_of_another_version_are_left_out() -> None:
     packed = Metrics().totals().pack()
     packed["sums"]["o7s_of_tomorrow_total"] = [[[], 1.0]]
+    packed["sums"]["o7s_clients"] = [[["tomorrow"], 1.0]]
+    packed["latencies"] = [[["tomorrow", "postgres"], [1, 2, 3], 1.0]]
     together = Totals()
     together.merge(packed)
     assert b"tomorrow" not in together.render()
