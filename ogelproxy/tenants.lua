@@ -20,7 +20,19 @@ local kept = redis.pcall('GETRANGE', KEYS[1], 0, 31)
 local kept_version, kept_letter = read(type(kept) == 'string' and kept or '')
 local ttl = tonumber(ARGV[2])
 
+local function say()
+    local said = ARGV[4] .. ' ' .. string.match(ARGV[1], '^%d+')
+    if letter == 'd' then
+        said = said .. ' gone'
+    end
+    redis.call('PUBLISH', ARGV[3], said)
+end
+
 if version < kept_version then
+    if letter == 'd' then
+        -- Who kept the newer one may have read it before the deletion.
+        say()
+    end
     return 0
 end
 if version == kept_version then
@@ -37,17 +49,12 @@ if version == kept_version then
     end
 end
 
-local is_kept = 1
 if letter == 'r' and kept_letter == 'd' then
     -- Either the handle was given anew, or this was read before the deletion by one
     -- who is late: in Redis the deletion stands for as long as anyone can be late.
-    is_kept = 0
-else
-    redis.call('SET', KEYS[1], ARGV[1], 'EX', ttl)
+    say()
+    return 0
 end
-local said = ARGV[4] .. ' ' .. string.match(ARGV[1], '^%d+')
-if letter == 'd' then
-    said = said .. ' gone'
-end
-redis.call('PUBLISH', ARGV[3], said)
-return is_kept
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ttl)
+say()
+return 1

@@ -18,6 +18,7 @@ pytest_plugins = [
     "tests.fixtures.certificates",
     "tests.fixtures.findings",
     "tests.fixtures.engine",
+    "tests.fixtures.fleet",
     "tests.fixtures.mongodb",
     "tests.fixtures.secured",
     "tests.fixtures.servers",

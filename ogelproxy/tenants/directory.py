@@ -287,13 +287,15 @@ class Directory:
         if record is None:
             is_news = self._is_asked(handle)
         else:
-            is_news = version >= record.version + (not is_gone)
+            is_news = is_gone or version > record.version
         if not is_news or self._cache is None:
             return
-        if self._cache.is_worth_asking:
+        is_known = record is None or version >= record.version
+        if is_known and self._cache.is_worth_asking:
             self._announced[handle] = max(version, self._announced.get(handle, 0))
             self._recalls.want(handle)
         else:
+            # Redis is no help, or a deletion was seen by who knew less.
             self._loads.want(handle)
 
     def _heard(self, is_heard: bool) -> None:
