@@ -264,6 +264,43 @@ async def test_without_postgres_a_record_serves_no_longer_than_it_may(
         await two.stop()
 
 
+async def test_an_older_record_takes_no_newer_one_s_place(plane: Plane) -> None:
+    await plane.populate()
+    async with plane.processes(1) as (one,):
+        await one.directory.find(plane.handle)
+        await until(lambda: plane.version() is not None)
+        late, older = plane.sealed(), plane.version()
+        await plane.suspend()
+        await one.next()
+        await until(lambda: plane.version() != older)
+        newer = plane.sealed()
+        assert await one.redis.run(*plane.writing(late)) == [0]
+        assert plane.sealed() == newer
+        assert plane.client.delete(keys.tier(plane.handle)) == 1
+        assert await one.redis.run(*plane.writing(newer)) == [1]
+        assert await one.redis.run(*plane.writing(newer)) == [0]
+        plane.client.expire(keys.tier(plane.handle), 1000)
+        # More than half of its time is over: it is kept for another hour.
+        assert await one.redis.run(*plane.writing(newer)) == [1]
+        ttl = plane.client.ttl(keys.tier(plane.handle))
+        assert isinstance(ttl, int) and ttl > 3000
+
+
+async def test_records_are_written_again_before_they_expire(plane: Plane) -> None:
+    await plane.populate()
+    # Comparisons take turns over half an hour: one that is so rare writes all.
+    async with plane.processes(1, reconcile_interval=3600) as (one,):
+        await one.directory.find(plane.handle)
+        await until(lambda: plane.version() is not None)
+        plane.client.delete(keys.tier(plane.handle))
+        # As after a lost connection.
+        one.to_listen.cut()
+        await until(lambda: one.directory.is_degraded)
+        assert plane.version() is None
+        one.to_listen.mend()
+        await until(lambda: plane.version() is not None)
+
+
 async def test_a_deleted_organisation_is_not_brought_back_by_who_is_late(
     plane: Plane,
 ) -> None:
@@ -281,15 +318,7 @@ async def test_a_deleted_organisation_is_not_brought_back_by_who_is_late(
         version, _, token = late.partition(b" ")
         newer = b"%d %b" % (int(version) + 1, token)
         for record in (late, newer):
-            await one.redis.run(
-                one.directory._cache._script,  # type: ignore[union-attr]
-                [
-                    (
-                        (keys.tier(plane.handle),),
-                        (record.decode(), 3600, keys.CHANGES, plane.handle),
-                    )
-                ],
-            )
+            await one.redis.run(*plane.writing(record))
             assert plane.sealed() == gone
         ttl = plane.client.ttl(keys.tier(plane.handle))
         assert isinstance(ttl, int) and 0 < ttl <= 60
