@@ -59,8 +59,7 @@ class Entry:
 def seal(vault: Vault, entry: Entry) -> bytes:
     """Return what `unseal` reads: ``VERSION LETTER TOKEN``."""
     content = orjson.dumps((LAYOUT, entry), default=_plain)
-    letter = GONE if entry.record is None else RECORD
-    return b"%d %b %b" % (entry.version, letter, vault.seal(content))
+    return b"%d %b %b" % (entry.version, _letter(entry), vault.seal(content))
 
 
 def unseal(vault: Vault, handle: str, sealed: bytes) -> Entry | None:
@@ -72,10 +71,14 @@ def unseal(vault: Vault, handle: str, sealed: bytes) -> Entry | None:
             return None
         record = fields["record"] and _tenant(fields["record"])
         entry = Entry(**fields | {"record": record})
-        named = (handle, int(version), letter == GONE)
+        named = (handle, int(version), letter)
     except (SecretUnreadable, ValueError, TypeError, KeyError):
         return None
-    return entry if named == (entry.handle, entry.version, record is None) else None
+    return entry if named == (entry.handle, entry.version, _letter(entry)) else None
+
+
+def _letter(entry: Entry) -> bytes:
+    return GONE if entry.record is None else RECORD
 
 
 def _plain(value: object) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import cycle
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ogelproxy.config import Secret
 from ogelproxy.tenants import seal as sealing
@@ -25,43 +24,41 @@ from ogelproxy.tenants.vault import Vault
 
 VAULT = Vault(Secret("a passphrase of the tests"))
 
-numbers = st.floats(0, 1e12)
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-secrets = st.binary(min_size=1, max_size=40)
-tiers = st.builds(
-    Tier,
-    name=texts,
-    max_queries_per_second=numbers,
-    overage_vcpu_hour=st.none() | numbers,
-    max_databases=st.none() | st.integers(0, 2**31),
-    features=st.lists(texts, max_size=3).map(tuple),
+PRO = Tier(
+    name="pro",
+    max_connections=50,
+    max_queries_per_second=200.5,
+    max_storage_gb=100.0,
+    may_burst=True,
+    monthly_fee=50.0,
+    included_vcpu_hours=200.0,
+    included_memory_gb_hours=500.0,
+    overage_vcpu_hour=0.12,
+    overage_gb_hour=None,
+    max_databases=None,
+    features=("all types", "9 o\u2019clock support"),
+    statement_timeout=300.0,
+    work_mem_kb=16384,
+    weight=10,
+    max_in_flight=25,
 )
-targets = st.builds(
-    Target,
-    id=st.uuids(),
-    name=texts,
-    type=st.sampled_from(DatabaseType),
-    pool_mode=st.sampled_from(PoolMode),
-    dsn=texts.map(Secret),
-)
-tenants = st.builds(
-    Tenant,
-    id=st.uuids(),
-    handle=st.just("org_a"),
-    name=texts,
-    tier=tiers,
-    version=st.integers(0, 2**63 - 1),
-    salt=secrets,
-    keys=st.lists(
-        st.builds(
-            KeyVerifier, st.uuids(), texts, stored_key=secrets, server_key=secrets
-        ),
-        max_size=3,
-    ).map(tuple),
-    databases=st.dictionaries(texts, targets, max_size=3),
-    limiter_mode=st.sampled_from(LimiterMode),
-    max_wait=numbers,
-    connections_override=st.none() | st.integers(0, 1000),
+WHOLE = Tenant(
+    id=uuid4(),
+    handle="org_a",
+    name="Ärger & Söhne\x00",
+    tier=PRO,
+    is_suspended=True,
+    version=2**63 - 1,
+    salt=bytes(range(256)),
+    iterations=8192,
+    keys=tuple(KeyVerifier(uuid4(), name, b"\0" * 32, b"\xff" * 32) for name in "ab"),
+    databases={
+        type: Target(uuid4(), type, type, mode, Secret(f"{type}://role:word@host/db"))
+        for type, mode in zip(DatabaseType, cycle(PoolMode), strict=False)
+    },
+    limiter_mode=LimiterMode.WARN,
+    max_wait=0.1,
+    connections_override=0,
 )
 
 
@@ -74,10 +71,13 @@ def tenant() -> Tenant:
     return Tenant(uuid4(), "org_a", "A", tier, False, 7, b"salt")
 
 
-@given(tenants)
-def test_what_was_sealed_comes_out_as_it_was(record: Tenant) -> None:
-    sealed = seal(VAULT, entry(record.version, record))
-    assert unseal(VAULT, "org_a", sealed) == entry(record.version, record)
+def test_what_was_sealed_comes_out_as_it_was() -> None:
+    for record in (WHOLE, tenant()):
+        sealed = seal(VAULT, entry(record.version, record))
+        found = unseal(VAULT, "org_a", sealed)
+        assert found == entry(record.version, record)
+        # Equal is not enough: an enumeration's member equals its text.
+        assert repr(found) == repr(entry(record.version, record))
 
 
 def test_a_deletion_is_sealed_too() -> None:
