@@ -53,7 +53,9 @@ WHOLE = Tenant(
     iterations=8192,
     keys=tuple(KeyVerifier(uuid4(), name, b"\0" * 32, b"\xff" * 32) for name in "ab"),
     databases={
-        type: Target(uuid4(), type, type, mode, Secret(f"{type}://role:word@host/db"))
+        type.value: Target(
+            uuid4(), type.value, type, mode, Secret(f"{type}://role:word@host/db")
+        )
         for type, mode in zip(DatabaseType, cycle(PoolMode), strict=False)
     },
     limiter_mode=LimiterMode.WARN,
