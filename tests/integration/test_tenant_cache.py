@@ -98,7 +98,8 @@ async def test_a_stale_record_serves_until_the_store_was_asked(plane: Plane) -> 
         told = await two.next()
         assert told is not None and told.is_suspended
         assert time.monotonic() - since < PROMPT
-        await until(lambda: plane.version() == told.version)
+        newest = told.version
+        await until(lambda: plane.version() == newest)
 
 
 async def test_a_process_that_can_not_listen_learns_of_changes_from_the_others(
@@ -213,7 +214,8 @@ async def test_what_was_said_while_redis_was_cut_is_found_when_it_is_back(
         await plane.suspend()
         told = await one.next()
         assert told is not None
-        await until(lambda: plane.version() == told.version)
+        newest = told.version
+        await until(lambda: plane.version() == newest)
         two.to_redis.mend()
         told = await two.next()
         assert told is not None and told.is_suspended
