@@ -18,6 +18,7 @@ from ogelproxy.config import Secret
 from ogelproxy.errors import OgelError, RedisUnavailable, TooManyConnections
 from ogelproxy.redis import Redis
 from ogelproxy.slots import Slots
+from tests.fixtures.link import Link
 from tests.fixtures.redis import Valkey
 
 #: Seconds in which anything that should happen has happened.
@@ -110,6 +111,19 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "LEASE_TTL", 0.5)
     monkeypatch.setattr(slots, "RENEWAL_INTERVAL", 0.1)
     monkeypatch.setattr(slots, "EXPIRY_INTERVAL", 0.02)
+
+
+def url_by(link: Link, valkey: Valkey) -> str:
+    return valkey.url.replace(f":{valkey.port}/", f":{link.port}/")
+
+
+async def slow_down(valkey: Valkey, pause: float) -> None:
+    """Freeze it most of the time."""
+    while True:
+        valkey.freeze()
+        await asyncio.sleep(pause)
+        valkey.thaw()
+        await asyncio.sleep(0.01)
 
 
 async def known(host: Host) -> dict[bytes, int]:
@@ -288,6 +302,44 @@ async def test_without_redis_who_left_may_come_back_while_the_lease_lasts(
     with pytest.raises(RedisUnavailable):
         await a.take(3)
     assert not a.lost
+
+
+async def test_requests_that_arrive_late_take_nothing_from_anybody(
+    valkey: Valkey, hosts: MakeHost
+) -> None:
+    with Link(("127.0.0.1", valkey.port)) as link:
+        a = await hosts(url_by(link, valkey), timeout=0.1)
+        b = await hosts(valkey.url)
+        assert [await a.take(4), await a.take(4)] == [None, None]
+        link.stall()
+        with pytest.raises(RedisUnavailable):
+            await a.take(4)
+        a.give()
+        assert await a.take(4) is None  # in the place of the other
+        a.give()
+        assert [await b.take(4), await b.take(4), await b.take(4)] == [None, None, 4]
+        link.mend()
+        await b.until_taken(4)  # what was given back
+        assert (len(a.open), len(b.open)) == (1, 3)
+        assert [await a.take(4), await b.take(4)] == [4, 4]
+        while b.open:
+            b.give()
+        await until_known(b, [1])
+        assert await a.fill(4) == 3
+        assert not a.lost
+
+
+async def test_a_slow_redis_admits_as_many_as_a_fast_one(
+    own_valkey: Valkey, hosts: MakeHost
+) -> None:
+    a, b = await hosts(own_valkey.url), await hosts(own_valkey.url)
+    slowing = asyncio.create_task(slow_down(own_valkey, 0.2))
+    answers = await asyncio.gather(
+        *((a, b)[number % 2].take(8) for number in range(20))
+    )
+    slowing.cancel()
+    assert answers.count(None) == 8
+    assert {answer for answer in answers if answer is not None} == {8}
 
 
 async def test_strict_hosts_end_what_they_can_not_prove(
