@@ -37,6 +37,9 @@ RENEWAL_INTERVAL = 2.0
 #: Seconds between looks for leases that ran out, where that ends connections; less
 #: than Redis keeps them longer than we do.
 EXPIRY_INTERVAL = 0.25
+#: Seconds until others may have a slot that was given back: programs that connect for
+#: each query take it again here, for nothing.
+RETURN_DELAY = 0.01
 #: Organisations that are asked about in one pipeline: some ms of Redis's time, which
 #: a login may have to wait for.
 MAX_BATCH = 128
@@ -122,6 +125,8 @@ class Slots(Generic[Holder]):
         # Organisations that something is to be asked for before they are due.
         self._urgent: dict[str, None] = {}
         self._has_urgent = asyncio.Event()
+        # Organisations whose slots are given back in a moment.
+        self._returning: dict[str, None] = {}
         self._asking = asyncio.Lock()  # held while a pipeline is under way
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -180,7 +185,14 @@ class Slots(Generic[Holder]):
     def give(self, handle: str, holder: Holder) -> None:
         """Give a slot back that was taken and not lost."""
         del self._holdings[handle].holders[holder]
-        self._hurry(handle)
+        if not self._returning:
+            asyncio.get_running_loop().call_later(RETURN_DELAY, self._return)
+        self._returning[handle] = None
+
+    def _return(self) -> None:
+        self._urgent.update(self._returning)
+        self._returning.clear()
+        self._has_urgent.set()
 
     def total(self, handle: str) -> int:
         """Return an organisation's connections over all machines, as last known.

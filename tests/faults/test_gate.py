@@ -35,11 +35,13 @@ def machines(
     """Start proxies that share a control plane and a Redis."""
     made: list[Proxy] = []
 
-    def start(count: int, *arguments: str) -> list[Proxy]:
+    def start(count: int, *arguments: str, **settings: str) -> list[Proxy]:
         for number in range(count):
             directory = tmp_path / str(number)
             directory.mkdir()
-            proxy = Proxy(postgres, directory, {"REDIS_URL": own_valkey.url})
+            proxy = Proxy(
+                postgres, directory, {"REDIS_URL": own_valkey.url, **settings}
+            )
             proxy.arguments = list(arguments)
             if made:
                 proxy.control = made[0].control
@@ -192,3 +194,28 @@ def test_connections_outlive_a_redis_that_comes_back_empty(
     opened = [connection for connection in (*held, *more) if connection is not None]
     assert all(map(is_alive, opened))
     close(opened)
+
+
+def test_strict_machines_end_connections_that_nobody_can_prove(
+    machines: Callable[..., list[Proxy]], own_valkey: Valkey
+) -> None:
+    (proxy,) = machines(1, "--workers", "2", OGELPROXY_LIMITS_FLOOR="0")
+    organization = free(proxy)
+    held = fill(organization, proxy)
+    own_valkey.kill()
+    killed = time.monotonic()
+    ends: dict[psycopg.Connection, str] = {}
+
+    def have_ended() -> bool:
+        for connection in held:
+            try:
+                connection.execute("SELECT 1")
+            except psycopg.OperationalError as error:
+                ends.setdefault(connection, str(error))
+            except psycopg.errors.ConfigurationLimitExceeded:
+                pass  # no query passes either
+        return len(ends) == FREE
+
+    eventually(have_ended, timeout=2 * HEALING)
+    assert time.monotonic() - killed < slots.LEASE_TTL + 1.0
+    assert all("can't check your limits" in text for text in ends.values()), ends

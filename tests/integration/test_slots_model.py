@@ -258,7 +258,10 @@ class Host:
         self.machine.turn()
 
     def give(self) -> None:
-        self.slots.give(ORGANIZATION, self.open.pop(0))
+        async def give() -> None:
+            self.slots.give(ORGANIZATION, self.open.pop(0))
+
+        self.machine.loop.run_until_complete(give())
 
     def send(self) -> None:
         if self.under_way is None and ORGANIZATION in self.slots._holdings:
