@@ -40,9 +40,9 @@ class EmbeddedMongo(Child):
     title = "MongoDB"
     # It runs as `python -m`; its directory tells it from other Pythons.
     commands = frozenset({Path(sys.executable).name})
-    # What it acknowledged is on the disk; a gentler end takes it two seconds.
-    stop_signals = (signal.SIGKILL,)
-    death_signal = signal.SIGKILL
+    # Killed while it makes a collection, it can't read its files any more.
+    stop_signals = (signal.SIGTERM, signal.SIGKILL)
+    death_signal = signal.SIGTERM
 
     def __init__(self, directory: Path, *, port: int | None = None) -> None:
         super().__init__(directory, port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 import urllib.request
 from collections import Counter
@@ -12,10 +13,11 @@ import psycopg
 import pytest
 
 from ogelproxy.tenants.model import LimiterMode
-from tests.faults.test_usage import Load, billed
 from tests.fixtures.engine import Organization, Proxy
 from tests.fixtures.faults import eventually
+from tests.fixtures.load import Load, billed
 from tests.fixtures.mongodb import Mongo
+from tests.fixtures.workers import Workers
 
 
 @pytest.fixture
@@ -46,6 +48,7 @@ def test_a_mongodb_that_is_killed_again_and_again_has_every_query_once(
 ) -> None:
     load = Load(organization, 4)
     load.start()
+    eventually(lambda: told(own_mongodb, organization) > 0)
     dice = random.Random()
     for _ in range(4):
         load.wait_under_way()
@@ -125,6 +128,37 @@ def test_a_killed_proxy_has_every_answered_query_in_mongodb(
     assert billed(organization)["queries"] == total
 
 
+def test_two_workers_of_which_one_is_killed_have_every_query_in_mongodb(
+    own_workers: Workers, own_mongodb: Mongo
+) -> None:
+    own_workers.settings |= {
+        "MONGODB_URL": own_mongodb.url,
+        "OGELPROXY_USAGE_BATCH_INTERVAL": "0.2",
+        "OGELPROXY_USAGE_SYNC_INTERVAL": "0.1",
+    }
+    own_workers.start()
+    organization = own_workers.create_organization(limiter=LimiterMode.OFF)
+    load = Load(organization, 6)
+    load.start()
+    eventually(lambda: told(own_mongodb, organization) > 0)
+    own_mongodb.kill()
+    own_workers.wait_replaced(own_workers.signal(1, signal.SIGKILL))
+    own_mongodb.start()
+    own_workers.stop()
+    load.join()
+    own_workers.start()
+    eventually(lambda: len(spooled(own_workers)) <= 2, timeout=60)
+    own_workers.stop()
+    answered = sum(load.replies)
+    total = told(own_mongodb, organization)
+    assert answered <= total <= answered + len(load.replies)
+    assert billed(organization)["queries"] == total
+    # The acts of the command line, too, whichever worker handed them on.
+    actions = [each["action"] for each in own_mongodb.documents("auditLogs")]
+    assert actions.count("organization.create") == 1
+    assert actions.count("organization.set_limiter") == 1
+
+
 def test_a_full_spool_loses_nothing_and_says_so(
     own_proxy: Proxy, own_mongodb: Mongo
 ) -> None:
@@ -138,10 +172,12 @@ def test_a_full_spool_loses_nothing_and_says_so(
     }
     own_proxy.start()
     organization = own_proxy.create_organization(limiter=LimiterMode.OFF)
-    own_mongodb.kill()
     filler = own_proxy.directory / "spool" / "filler"
     sent = 0
     with organization.connect("transaction") as client:
+        client.execute("SELECT 1")
+        eventually(lambda: told(own_mongodb, organization) == 1)
+        own_mongodb.kill()
         client.execute("SELECT 1")
         with filler.open("wb") as file:
             file.truncate(14_000_000)
@@ -156,8 +192,8 @@ def test_a_full_spool_loses_nothing_and_says_so(
         client.execute("SELECT 1")
         eventually(lambda: '"usage_spool":"ok"' in status(own_proxy))
     own_proxy.stop()
-    assert told(own_mongodb, organization) == sent + 2
-    assert billed(organization)["queries"] == sent + 2
+    assert told(own_mongodb, organization) == sent + 3
+    assert billed(organization)["queries"] == sent + 3
 
 
 def status(proxy: Proxy) -> str:
