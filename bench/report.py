@@ -1,0 +1,133 @@
+"""Report: results as JSON, beside the machine they are of, and set side by side.
+
+A saved result is a file in `baselines/`, named by who saved it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.table import Table
+from rich.text import Text
+
+from bench.case import ROOT, Result
+from ogelproxy.embedded import find_binaries
+from ogelproxy.embedded_valkey import find_valkey
+from ogelproxy.errors import EmbeddedFailed
+
+BASELINES = Path(__file__).parent / "baselines"
+
+
+def machine() -> dict[str, Any]:
+    """Return the facts without which a number says nothing."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cython": version("cython"),
+        "uvloop": version("uvloop"),
+        "postgres": _said_by(find_binaries, "postgres"),
+        "valkey": _said_by(find_valkey, ""),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"),
+    }
+
+
+def to_json(results: Sequence[Result], *, is_quick: bool) -> bytes:
+    """Return what --json and --save write."""
+    return orjson.dumps(
+        {
+            "machine": machine(),
+            "quick": is_quick,
+            "results": [asdict(result) for result in results],
+        },
+        option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS,
+    )
+
+
+def save(name: str, content: bytes) -> Path:
+    """Keep results under a name; return the file."""
+    BASELINES.mkdir(exist_ok=True)
+    path = BASELINES / f"{name}.json"
+    path.write_bytes(content)
+    return path
+
+
+def comparison(name: str, results: Sequence[Result]) -> Table:
+    """Set results beside saved ones. Raises FileNotFoundError for an unknown name."""
+    saved = orjson.loads((BASELINES / f"{name}.json").read_bytes())
+    before = {
+        (each["case"], each["implementation"], figure): value
+        for each in saved["results"]
+        for figure, value in each["figures"].items()
+    }
+    table = Table(title=f"Beside {name} ({saved['machine']['commit']})")
+    for column in ("case", "implementation", "figure"):
+        table.add_column(column)
+    for column in (name, "now", "ratio"):
+        table.add_column(column, justify="right")
+    for result in results:
+        for figure, now in result.figures.items():
+            then = before.get((result.case, result.implementation, figure))
+            if then is None:
+                continue
+            ratio = f"{now / then:.2f}" if then else "-"
+            table.add_row(
+                *(result.case, result.implementation, figure),
+                *(f"{then:.4g}", f"{now:.4g}", ratio),
+            )
+    return table
+
+
+def document(path: Path, name: str, tables: Sequence[Table]) -> None:
+    """Put tables into a Markdown file, between the markers of a case.
+
+    Raises LookupError where there are none.
+    """
+    begin, end = f"<!-- bench {name} -->", f"<!-- end of bench {name} -->"
+    text = path.read_text()
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise LookupError(f"{path} has no {begin} before {end}")
+    facts = machine()
+    on = f"{facts['cores']} x {facts['cpu']}, {facts['kernel']}, {facts['commit']}"
+    parts = [*map(_markdown, tables), f"Measured on {on}."]
+    path.write_text("\n\n".join([before + begin, *parts, end]) + after)
+
+
+def _markdown(table: Table) -> str:
+    columns = [[Text.from_markup(str(cell)).plain for cell in column.cells]
+               for column in table.columns]  # fmt: skip
+    heads = [str(column.header) for column in table.columns]
+    rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
+    rows = [heads, rules, *zip(*columns, strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _said_by(find: Any, name: str) -> str:
+    try:
+        found = find(os.environ)
+    except EmbeddedFailed as error:
+        return str(error)
+    return _output(str(found / name) if name else str(found), "--version")
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
