@@ -1,0 +1,92 @@
+"""python -m bench [CASE ...]: measure, show, keep and compare."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bench import faults, limits, report
+from bench.case import Case, Result, answer, measure
+
+CASES: dict[str, Case] = {case.name: case for case in (limits.CASE, faults.CASE)}
+
+#: Where people read; standard output stays free for answers.
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
+
+
+def _run(case: Case, names: list[str], *, is_quick: bool) -> list[Result]:
+    """Measure one implementation after the other, showing how far it is."""
+    results = []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        for number, name in enumerate(names, 1):
+            title = f"{case.name} {number}/{len(names)}: {name}"
+            task = progress.add_task(title, total=1)
+            results.append(measure(case, name, is_quick=is_quick))
+            mark = "[red]failed[/]" if results[-1].failures else "[green]ok[/]"
+            progress.update(task, completed=1, description=f"{title} {mark}")
+    return results
+
+
+@click.command(
+    help="Measure CASES, or all of them:\n\n\b\n"
+    + "\n".join(f"{case.name:8} {case.about}" for case in CASES.values())
+)
+@click.argument("cases", nargs=-1, type=click.Choice(sorted(CASES)), metavar="[CASE]…")
+@click.option("--quick", "is_quick", is_flag=True, help="A short form, as in CI.")
+@click.option("--only", multiple=True, metavar="NAME", help="These implementations.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write results.")
+@click.option("--save", metavar="NAME", help="Keep the results as a baseline.")
+@click.option("--compare", metavar="NAME", help="Show a baseline beside the results.")
+@click.option(
+    "--document",
+    type=click.Path(exists=True, path_type=Path),
+    help="Put the tables between the markers in a Markdown file.",
+)
+@click.option("--answer", "is_answer", is_flag=True, hidden=True)
+def main(
+    cases: tuple[str, ...],
+    is_quick: bool,
+    only: tuple[str, ...],
+    file: Path | None,
+    save: str | None,
+    compare: str | None,
+    document: Path | None,
+    is_answer: bool,
+) -> None:
+    chosen = [CASES[name] for name in cases or sorted(CASES)]
+    if is_answer:
+        sys.stdout.buffer.write(answer(chosen[0], only[0], is_quick=is_quick))
+        return
+    results: list[Result] = []
+    for case in chosen:
+        names = [
+            name
+            for name in case.implementations(is_quick=is_quick)
+            if not only or name in only
+        ]
+        measured = _run(case, names, is_quick=is_quick)
+        tables = case.tables([result for result in measured if result.figures])
+        console.print(*tables)
+        if document is not None:
+            report.document(document, case.name, tables)
+        results += measured
+    content = report.to_json(results, is_quick=is_quick)
+    if file is not None:
+        file.write_bytes(content)
+    if compare is not None:
+        console.print(report.comparison(compare, results))
+    if save is not None:
+        console.print(f"kept as {report.save(save, content)}")
+    failures = [failure for result in results for failure in result.failures]
+    for failure in failures:
+        console.print(f"[red]not kept:[/] {failure}", highlight=False)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")
