@@ -43,6 +43,7 @@ def run(data: bytes) -> None:
         max_prepared_bytes=800 if choices & 64 else 4000,
         limiter_mode=LimiterMode.ENFORCE if is_limited else LimiterMode.OFF,
         max_wait=1e12 if choices & 128 else 0.0,
+        max_in_flight=1 if choices & 16 else 0,
     )
     client = rig.connect()
     rival = rig.connect() if choices & 4 else None
@@ -56,6 +57,9 @@ def run(data: bytes) -> None:
             rig.turn()  # nobody answers yet
         else:
             rig.settle()
+    if rival:
+        # It may have what the client waits for.
+        rival.send(RIVAL_ENDS)
     rig.settle()
     for _ in range(3 if is_limited else 0):
         rig.bucket.refund(3)

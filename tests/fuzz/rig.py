@@ -243,6 +243,7 @@ class Rig:
         limiter_mode: LimiterMode = LimiterMode.OFF,
         tokens: float = 3.0,
         max_wait: float = 0.0,
+        max_in_flight: int = 0,
     ) -> None:
         self.make_answer = make_answer
         self.loop, self.relay, self.attribution, self.table, self.traffic = parts()
@@ -271,6 +272,7 @@ class Rig:
         self.bucket.mode = {"enforce": 0, "warn": 1, "off": 2}[limiter_mode]
         self.bucket.max_wait = max_wait
         self.flights = Flights()
+        self.flights.shape(max_in_flight, tenant.version)
         self.backends: list[Backend] = []
         self.clients: list[tuple[Peer, Client]] = []
 
@@ -356,6 +358,8 @@ class Rig:
             # A server is back in its pool, settled, or it is closed.
             assert server.is_closed or (server in idle and server.owed == 0), server
             assert server.is_closed or not server.unsent
+        assert self.flights.count == self.flights.waiting_count == 0
+        assert self.pool.allotment.taken == len(idle)
         assert self.pool.size == len(idle) and len(set(idle)) == len(idle)
         assert self.pool.waiting_count == self.pool.client_count == 0
         for server in idle:

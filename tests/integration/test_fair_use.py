@@ -19,6 +19,7 @@ from ogelproxy.tenants.model import LimiterMode, PoolMode
 from tests.fixtures.engine import Organization, Proxy
 from tests.fixtures.faults import eventually
 from tests.fixtures.postgres import Postgres
+from tests.fixtures.redis import Valkey
 
 SLOTS = 10
 QUEUE_TIMEOUT = 3.0
@@ -224,3 +225,23 @@ def test_a_change_of_weight_or_bound_reaches_a_running_proxy(
         time.sleep(2)
         assert watch.mean(one) == pytest.approx(SLOTS / 2, rel=0.3)
     assert watch.most <= SLOTS
+
+
+def test_workers_divide_the_bound_among_themselves(
+    own_proxy: Proxy, valkey: Valkey
+) -> None:
+    own_proxy.settings |= {
+        "OGELPROXY_WORKERS": "2",
+        "REDIS_URL": valkey.url,
+        "OGELPROXY_POOL_MAX_SERVERS_PER_ADDRESS": str(SLOTS),
+        "OGELPROXY_POOL_MAX_SERVERS": "100",
+    }
+    own_proxy.start()
+    one, two = organization(own_proxy, "pro"), organization(own_proxy, "pro")
+    with Watch([one, two]) as watch, load(one, 30), load(two, 30):
+        eventually(lambda: watch.most == SLOTS, 20)
+        watch.forget()
+        time.sleep(2)
+        # The kernel spreads clients over workers: 30 don't all go to one.
+        assert watch.mean(one) == pytest.approx(SLOTS / 2, rel=0.3)
+    assert watch.most == SLOTS
