@@ -106,6 +106,7 @@ class Supervisor:
             await self._start()
         except BaseException:
             await self._end(0.0)
+            await self._admin.stop()
             raise
 
     async def _start(self) -> None:
