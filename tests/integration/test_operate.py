@@ -49,7 +49,8 @@ class Terminal:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.environ = {"DATABASE_URL": url, "O7S_SECRET_KEY": KEY}
+        # An empty one counts as none; the run's own may name a server.
+        self.environ = {"DATABASE_URL": url, "O7S_SECRET_KEY": KEY, "MONGODB_URL": ""}
 
     def invoke(self, line: str, stdin: str = "") -> Result:
         group, *words = line.split()
