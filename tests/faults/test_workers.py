@@ -150,6 +150,25 @@ def test_workers_end_when_their_supervisor_was_killed_and_usage_stays_exact(
     assert not list((own_workers.directory / "spool").rglob("*.batch"))
 
 
+def test_a_transaction_outlives_a_killed_supervisor_no_longer_than_its_slot(
+    own_workers: Workers,
+) -> None:
+    own_workers.settings["OGELPROXY_DRAIN_TIMEOUT"] = "60"
+    own_workers.start()
+    tenant = own_workers.create_organization(limiter=LimiterMode.OFF)
+    pids = own_workers.pids().values()
+    with own_workers.client(tenant, 1) as client:
+        client.query("BEGIN")
+        own_workers.kill()
+        killed_at = time.monotonic()
+        time.sleep(1)
+        assert client.query("SELECT 1")[-1] == (b"Z", b"T")
+        assert client.refusal()["C"] == "57P01"
+        # Redis counts its slot for 8.8 s from its last renewal.
+        assert 5 < time.monotonic() - killed_at < 8
+    eventually(lambda: not any(map(is_running, pids)))
+
+
 def test_everything_killed_at_once_loses_no_query(
     own_workers: Workers, tenant: Organization
 ) -> None:
