@@ -95,6 +95,8 @@ class TokenBucket:
         *,
         is_leased: bool = False,
     ) -> TokenBucket: ...
+    def level_at(self, now: float) -> float:
+        """Return how many tokens are here now: minted, and leased."""
     def take(self, now: float, count: int) -> float:
         """Take `count` tokens, or none.
 

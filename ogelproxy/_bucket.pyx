@@ -58,6 +58,10 @@ cdef class TokenBucket:
     def level(self):
         return self.own + self.trickle + self.chunk
 
+    def level_at(self, double now):
+        self.refill(now)
+        return self.level
+
     cdef void refill(self, double now) noexcept:
         cdef double minted
         # A clock that steps back grants nothing until it has caught up: the

@@ -4,7 +4,7 @@ from ogelproxy._extended cimport ExtendedClient
 cdef enum:  # what view() answers
     PASSED      # nothing of ours: the server's
     ANSWERED
-    DELAYED     # what was asked before is to be answered first; handled again then
+    DELAYED     # an earlier answer, or what it needs, is waited for; handled again then
 
 
 cdef class ViewClient(ExtendedClient):

@@ -8,6 +8,7 @@ they get their place among the answers of the server.
 from libc.string cimport memchr
 from posix.strings cimport strncasecmp
 
+from ogelproxy._client cimport CLIENT_READY
 from ogelproxy._extended cimport ExtendedClient
 from ogelproxy._wire cimport HEADER, MAX_SEEN
 
@@ -80,6 +81,11 @@ cdef class ViewClient(ExtendedClient):
             # The server refuses it, as it does all else.
             return PASSED
         answer = self.views.answer(self, chr(kind), body)
+        if answer is None:
+            # It is being asked for: `carry_on` has the message handled again.
+            self.is_stalled = True
+            self.pause()
+            return DELAYED
         if answer[0] == b"E":
             self.refuse(kind, answer)
         elif kind == b"Q":
@@ -88,6 +94,10 @@ cdef class ViewClient(ExtendedClient):
             self.was_answered = True
             self.send(answer)
         return ANSWERED
+
+    def carry_on(self):
+        if self.is_stalled and self.phase == CLIENT_READY:
+            self.unstall()
 
     cdef bint answers_first(self) except -1:
         """Wait for answers of the server that come before one of ours, if any."""

@@ -21,6 +21,7 @@ import orjson
 
 from ogelproxy import keys
 from ogelproxy._reactor import Connection
+from ogelproxy.config import MAX_WORKERS
 from ogelproxy.errors import LineFailed, RedisUnavailable, TargetUnreachable
 from ogelproxy.line import Line
 from ogelproxy.protocol import messages
@@ -53,6 +54,8 @@ class Cancels:
     """The cancel keys of the clients of one engine."""
 
     def __init__(self) -> None:
+        #: Of this process among those of the machine, from 1; set by the engine.
+        self.place: int | None = None
         #: Asks whoever else may know a key; replaced by Neighbours.
         self.elsewhere: Callable[[int, bytes], Awaitable[None]] | None = None
         self._clients: dict[int, tuple[bytes, Client]] = {}
@@ -69,6 +72,10 @@ class Cancels:
         """
         while True:
             process_id = secrets.randbelow(2**31 - 1) + 1
+            if self.place is not None:
+                # No two workers of a machine give the same.
+                process_id = max(process_id - process_id % MAX_WORKERS, MAX_WORKERS)
+                process_id += self.place - 1
             if process_id not in self._clients:
                 break
         secret = secrets.token_bytes(4 if minor < LONG_KEYS_MINOR else 32)

@@ -163,7 +163,9 @@ def worker(place: int, listening: int, line: int) -> None:
 
 async def _work(place: int, listening: int, line: int) -> None:
     with until_asked_to_stop(signal.SIGTERM):
-        inside = Worker(socket.socket(fileno=line), socket.socket(fileno=listening))
+        inside = Worker(
+            socket.socket(fileno=line), socket.socket(fileno=listening), place
+        )
         config = await inside.enlist()
         configure(config.log, worker=place)
         if not await inside.run(config):

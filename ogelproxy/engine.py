@@ -22,6 +22,7 @@ from ogelproxy.auth import Authenticator
 from ogelproxy.cancel import Neighbours
 from ogelproxy.config import Config
 from ogelproxy.console.operator import OperatorConsole, Parts
+from ogelproxy.console.peers import Peers
 from ogelproxy.console.tenant import TenantConsole
 from ogelproxy.errors import (
     ConfigInvalid,
@@ -30,6 +31,7 @@ from ogelproxy.errors import (
     DatabaseUnknown,
     Draining,
     FeatureNotIncluded,
+    LineFailed,
     OgelError,
     TenantSuspended,
 )
@@ -71,7 +73,7 @@ KEY_INTERVAL = 30.0
 #: Seconds that a drain waits for clients that log in.
 LOGIN_GRACE = 5.0
 
-#: Seconds that the supervisor gets to read the settings.
+#: Seconds that the supervisor gets to read the settings, and all workers to take them.
 RELOAD_TIMEOUT = 10.0
 
 
@@ -89,11 +91,12 @@ class Engine:
         reread: Callable[[], Config] | None = None,
         listening: socket.socket | None = None,
         line: Line | None = None,
+        place: int | None = None,
     ) -> None:
         """`reread` reads the settings anew, for an operator's RELOAD.
 
         An engine that is one of several workers is given the socket on which it is
-        `listening`, and the `line` to its supervisor.
+        `listening`, the `line` to its supervisor, and its `place`, from 1.
         """
         self.config = config
         #: Set when an operator's SHUTDOWN asked for the end; clients are gone then.
@@ -101,6 +104,7 @@ class Engine:
         self._reread = reread
         self._listening = listening
         self._line = line
+        self._place = place
         self.metrics = metrics or Metrics()
         self._clock = clock
         self._given_directory = directory
@@ -167,14 +171,18 @@ class Engine:
             tenants=directory,
             metrics=self.metrics,
         )
+        peers = Peers(self._line, config.workers)
         self._relay.views = TenantConsole(
             tenants=directory,
             gate=self._gate,
             ledger=self._meter.ledger,
+            limiter=self._limiter,
             members=self._relay.clients,
-            clock=self._clock,
+            peers=peers,
+            spawn=self._relay.spawn,
         ).open
         self._relay.channels = Channels
+        self._relay.cancels.place = self._place
         Neighbours(
             self._relay.cancels,
             line=self._line,
@@ -193,6 +201,8 @@ class Engine:
                 gate=self._gate,
                 traffic=self._traffic,
                 journal=self._journal,
+                peers=peers,
+                place=self._place,
                 address=lambda: self._listener.address,
                 console_count=lambda: len(self._console),
                 reload=self._reload,
@@ -225,6 +235,8 @@ class Engine:
         if self._slots is not None:
             await self._slots.start()
         await directory.start()
+        if self._line is not None:
+            await self._console.follow(self._line)
         self._listener = Listener(config, self._login, self._relay)
         self._listener.open(self._listening)
         self.metrics.add_source(self._samples)
@@ -373,7 +385,9 @@ class Engine:
     async def _reload(self) -> None:
         if self._line is not None:
             # The supervisor reads them for all of its workers.
-            await self._line.ask("reload", answer_timeout=RELOAD_TIMEOUT)
+            silent = await self._line.ask("reload", answer_timeout=RELOAD_TIMEOUT)
+            if silent:
+                raise LineFailed("; ".join(silent))
         elif self._reread is None:
             raise ConfigInvalid("this engine was given its settings, not a file")
         else:

@@ -6,7 +6,8 @@ what a worker's gate asks instead of Redis.
 
 Messages: ``slot.take`` [number, organisation, maximum, version] is answered with
 None, {"count": n} when there is no room, or {"away": why}; ``slot.give`` number,
-also of a request under way; ``slot.lost`` [number, code, text, detail] and
+also of a request under way; ``slot.total`` organisation with how many it has;
+``slot.lost`` [number, code, text, detail] and
 ``slot.totals`` {organisation: n} from the supervisor. Numbers are the worker's.
 """
 
@@ -112,6 +113,10 @@ class Front:
         lent = self._lent.get(worker, {}).get(number)
         if lent is not None:
             self._take_back(lent)
+
+    def total(self, worker: Worker, handle: str) -> int:
+        """Tell how many connections an organisation has over all machines."""
+        return self.slots.total(handle)
 
     def gone(self, worker: Worker) -> None:
         """Take everything back from a worker that has ended."""

@@ -141,6 +141,10 @@ class Limiter:
         self._shape(bucket, tenant)
         return bucket
 
+    def peek(self, handle: str) -> TokenBucket | None:
+        """Return an organisation's bucket, if there is one."""
+        return self._buckets.get(handle)
+
     async def start(self) -> None:
         """Become one of the hosts of the Redis, where there is one."""
         if self._host is not None:

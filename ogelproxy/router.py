@@ -13,6 +13,7 @@ from uuid import UUID
 from ogelproxy.allotment import Allotment
 from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import DatabaseDisabled, DatabaseUnknown, NotSupported
+from ogelproxy.orders import Orders
 from ogelproxy.pool import Pool, session_parameters
 from ogelproxy.server import Address
 from ogelproxy.tenants.model import DatabaseType, Target, Tenant
@@ -37,10 +38,8 @@ class Router:
         # Not routed to, with clients or servers that are yet to go.
         self._unrouted: list[Pool] = []
         self._unused_since: dict[UUID, float] = {}
-        # What operators asked for, by target; it outlives the pools.
-        self.is_paused = False  # all of them
-        self._paused: set[UUID] = set()
-        self._disabled: set[UUID] = set()
+        #: What operators asked for; changed by `obey`.
+        self.orders = Orders()
 
     @property
     def pools(self) -> list[Pool]:
@@ -53,7 +52,7 @@ class Router:
             raise DatabaseUnknown(database)
         if target.type is not DatabaseType.POSTGRES:
             raise NotSupported(f"database type {target.type}")
-        if target.id in self._disabled:
+        if target.id in self.orders.disabled:
             raise DatabaseDisabled(database)
         return target
 
@@ -64,7 +63,7 @@ class Router:
             allotment = self._allotment(Address.parse(target.dsn.get_secret_value()))
             pool = Pool(tenant, target, self._config, self._host, allotment)
             allotment.join(pool)
-            pool.is_paused = self.is_paused or target.id in self._paused
+            pool.is_paused = self.orders.pauses(target.id)
             self._pools[target.id] = pool
         return pool
 
@@ -119,7 +118,7 @@ class Router:
                 pool.allotment.leave(pool)
         for key, pool in list(self._pools.items()):
             pool.sweep(now)
-            is_kept = key in self._paused or key in self._disabled
+            is_kept = key in self.orders.paused or key in self.orders.disabled
             if pool.is_used or is_kept:
                 self._unused_since.pop(key, None)
             elif now - self._unused_since.setdefault(key, now) > POOL_TTL:
@@ -136,44 +135,17 @@ class Router:
         """Return the target's pool, and those it replaced that are yet to go."""
         return [pool for pool in self.pools if pool.target.id == target_id]
 
-    def is_target_paused(self, target_id: UUID) -> bool:
-        return self.is_paused or target_id in self._paused
-
-    @property
-    def has_paused(self) -> bool:
-        """Whether anything is paused."""
-        return self.is_paused or bool(self._paused)
-
-    def is_disabled(self, target_id: UUID) -> bool:
-        return target_id in self._disabled
-
-    def pause(self, target_id: UUID | None) -> None:
-        """Lend no servers of a target, or of any; `pause` of the pool says how."""
-        if target_id is None:
-            self.is_paused = True
-        else:
-            self._paused.add(target_id)
-        for pool in self.pools if target_id is None else self.pools_of(target_id):
-            pool.pause()
-
-    def resume(self, target_id: UUID | None) -> None:
-        """Undo `pause` of a target; without one, of all that are paused."""
-        if target_id is None:
-            self.is_paused = False
-            self._paused.clear()
-        else:
-            self._paused.discard(target_id)
+    def obey(self, orders: Orders) -> None:
+        """Lend servers, or none, as operators want it; `Pool.pause` says how."""
+        if orders.version < self.orders.version:
+            return  # overtaken on its way here
+        self.orders = orders
         for pool in self.pools:
-            if pool.is_paused and not self.is_target_paused(pool.target.id):
+            is_paused = orders.pauses(pool.target.id)
+            if is_paused and not pool.is_paused:
+                pool.pause()
+            elif pool.is_paused and not is_paused:
                 pool.resume()
-
-    def disable(self, target_id: UUID) -> None:
-        """Refuse new connections to a target."""
-        self._disabled.add(target_id)
-
-    def enable(self, target_id: UUID) -> None:
-        """Undo `disable`."""
-        self._disabled.discard(target_id)
 
     def reload(self, config: PoolConfig) -> None:
         self._config = config

@@ -13,11 +13,13 @@ asks all of them with `ask_all`, and hears of those that are gone by `on_gone`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+from uuid import UUID
 
 from ogelproxy.admin import Admin
 from ogelproxy.cancel import CANCEL_TIMEOUT
@@ -26,6 +28,7 @@ from ogelproxy.errors import ConfigInvalid, LineFailed, OgelError
 from ogelproxy.front import Front
 from ogelproxy.listener import bind_shared, load_tls
 from ogelproxy.metrics import CounterSample, GaugeSample, Metrics, Sample, Totals
+from ogelproxy.orders import Orders
 from ogelproxy.place import Place, Process
 from ogelproxy.redis import Redis
 
@@ -78,11 +81,16 @@ class Supervisor:
         self._past = Totals()  # counters of workers that are gone
         self._silence_count = 0  # questions that went without an answer
         self._is_draining = False
+        self._is_shutting_down = False  # workers end by themselves, unreplaced
+        self._orders = Orders()
+        self._ordered: set[Process] = set()  # who was told of them, and has to be
         self.metrics.add_source(self._samples)
         self.on("enlist", self._enlist)
         self.on("leaving", self._leaving)
         self.on("farewell", self._farewell)
         self.on("reload", self._reload)
+        self.on("orders", self._tell_orders)
+        self.on("order", self._order)
         self.on("shutdown", self._shutdown)
         self.on("cancel", self._cancel)
         self.on("everyone", self._everyone)
@@ -141,6 +149,7 @@ class Supervisor:
         self._front = Front(redis, is_strict=not self.config.limits.floor)
         self.on("slot.take", self._front.take)
         self.on("slot.give", self._front.give)
+        self.on("slot.total", self._front.total)
         self.on_gone.append(self._front.gone)
         await redis.start()
         await self._front.start()
@@ -156,17 +165,11 @@ class Supervisor:
         await self._admin.stop()
 
     async def _end(self, grace: float) -> None:
-        self._is_draining = True
-        tasks = [*self._keepers, *([self._rolling] if self._rolling else ())]
-        for task in tasks:
-            task.cancel()
+        tasks = self._close()
         await asyncio.gather(*tasks, return_exceptions=True)
         processes = list(self.processes)
         for process in processes:
             process.drain()
-        for sock in self._sockets:
-            sock.close()
-        self._sockets = []
         try:
             async with asyncio.timeout(grace + STOP_TIMEOUT):
                 for process in processes:
@@ -181,6 +184,17 @@ class Supervisor:
             await self._front.stop()
         if self._redis is not None:
             await self._redis.stop()
+
+    def _close(self) -> list[asyncio.Task[None]]:
+        """Accept no more, and replace nobody; return the tasks that end now."""
+        self._is_draining = True
+        for sock in self._sockets:
+            sock.close()
+        self._sockets = []
+        tasks = [*self._keepers, *([self._rolling] if self._rolling else ())]
+        for task in tasks:
+            task.cancel()
+        return tasks
 
     def reload(self, config: Config) -> None:
         """Give new settings to all workers. Raises ConfigInvalid.
@@ -224,9 +238,10 @@ class Supervisor:
         body: Any = None,
         *,
         but: Process | None = None,
+        only: Collection[Process] | None = None,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> list[Answer]:
-        """Ask every worker that has started, `but` one; by place."""
+        """Ask every worker that has started, or `only` some, `but` one; by place."""
 
         async def ask(process: Process) -> Answer:
             try:
@@ -238,11 +253,13 @@ class Supervisor:
                 return Answer(process, error=str(error))
             return Answer(process, said)
 
-        asked = [
-            process
-            for process in self.processes
-            if process is not but and process.state in ("ready", "draining")
-        ]
+        if only is None:
+            only = [
+                process
+                for process in self.processes
+                if process.state in ("ready", "draining")
+            ]
+        asked = [process for process in only if process is not but]
         asked.sort(key=lambda process: (process.place, process.started_at))
         return list(await asyncio.gather(*map(ask, asked)))
 
@@ -255,8 +272,11 @@ class Supervisor:
         self.processes.discard(process)
         if process.totals is not None:
             self._past.merge(process.totals, with_gauges=False)
+        self._ordered.discard(process)
         for tell in self.on_gone:
             tell(process)
+        if self._is_shutting_down and not self.processes:
+            self.stop_asked.set()
 
     def _settings(self) -> str:
         admin = self.config.admin.model_copy(update={"port": None})
@@ -272,15 +292,49 @@ class Supervisor:
     def _farewell(self, process: Process, totals: Mapping[str, Any]) -> None:
         process.totals = totals
 
-    def _reload(self, process: Process, body: None) -> None:
+    async def _reload(self, process: Process, body: None) -> list[str]:
+        """Read the settings anew; return which workers did not take them."""
         if self._reread is None:
             raise ConfigInvalid("this supervisor was given its settings, not a file")
-        self.reload(self._reread())
+        self.config = self._reread()
+        load_tls(self.config.tls)
+        answers = await self.ask_all("reload", self._settings())
+        log.info("settings reloaded")
+        return _troubles(answers)
 
-    def _shutdown(self, process: Process, body: None) -> None:
-        for keeper in self._keepers:
-            keeper.cancel()
-        self.stop_asked.set()
+    def _tell_orders(self, process: Process, body: None) -> dict[str, Any]:
+        """Tell a worker that starts, and tell it of changes from now on."""
+        self._ordered.add(process)
+        return self._orders.dump()
+
+    async def _order(self, process: Process, body: tuple[str, str | None]) -> Any:
+        """Have all workers obey an operator's order, and those that come later.
+
+        Body: verb and target, as in `Orders.change`. Answer: ``refused``, why there
+        is nothing to do, or empty; ``silent``, a text for each that did not answer.
+        """
+        verb, target_id = body
+        refused = self._orders.change(verb, UUID(target_id) if target_id else None)
+        answers = []
+        if not refused:
+            answers = await self.ask_all(
+                "orders", self._orders.dump(), only=self._ordered
+            )
+        return {"refused": refused, "silent": _troubles(answers)}
+
+    def _shutdown(self, process: Process, mode: str) -> None:
+        """End as an operator wants it; the answer goes out first."""
+        asyncio.get_running_loop().call_soon(self._shut_down, mode)
+
+    def _shut_down(self, mode: str) -> None:
+        log.info("shutting down")
+        self._close()
+        self._is_shutting_down = True
+        for process in self.processes:
+            with contextlib.suppress(LineFailed):  # it has ended, or does
+                process.line.tell("shutdown", mode)
+        if not mode:
+            self.stop_asked.set()
 
     async def _cancel(self, process: Process, key: Mapping[str, Any]) -> bool:
         """Ask the other workers whether one knows this cancel key."""
@@ -294,11 +348,16 @@ class Supervisor:
     ) -> list[dict[str, Any]]:
         """Ask all workers but the one that asks, for it.
 
-        Body: ``name``, ``body``, ``timeout`` in seconds. Answer, per worker:
-        ``place``, ``pid``, and ``body`` or ``error``.
+        Body: ``name``, ``body``, ``timeout`` in seconds, and ``pids`` where only some
+        are meant. Answer, per worker: ``place``, ``pid``, and ``body`` or ``error``.
         """
+        pids = body["pids"]
         answers = await self.ask_all(
-            body["name"], body["body"], but=process, answer_timeout=body["timeout"]
+            body["name"],
+            body["body"],
+            but=process,
+            only=None if pids is None else [p for p in self.processes if p.pid in pids],
+            answer_timeout=body["timeout"],
         )
         return [
             {"place": each.process.place, "pid": each.process.pid}
@@ -386,6 +445,15 @@ class Supervisor:
         if self._front is not None:
             unproven = self._front.slots.unproven_count
             yield GaugeSample("o7s_unproven_connections", {}, unproven)
+
+
+def _troubles(answers: Iterable[Answer]) -> list[str]:
+    """Return a text for each worker that did not do what it was asked to."""
+    return [
+        f"worker {each.process.place} (process {each.process.pid}): {reason}"
+        for each in answers
+        if (reason := each.error or each.body)
+    ]
 
 
 def _bound(handler: Handler, process: Process) -> Callable[[Any], Any]:

@@ -7,13 +7,13 @@ sums per tier and type go on, so that metrics never fall. Knows no pool and no c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
 from uuid import UUID
 
 from ogelproxy._traffic import Traffic
 
-__all__ = ["Traffic", "TrafficBook", "Work"]
+__all__ = ["Traffic", "TrafficBook", "Work", "averages"]
 
 #: Seconds between the pictures that rates are measured from.
 PERIOD = 60.0
@@ -57,28 +57,38 @@ class Work:
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Work(*(one + another for one, another in pairs))
 
-    def rate(self, before: Work, seconds: float) -> Work:
-        """Return what came since `before`: per second, and times per occurrence.
-
-        So PgBouncer's averages are defined (its doc/usage.md, SHOW STATS).
-        """
+    def rates(self, before: Work, seconds: float) -> tuple[float, ...]:
+        """Return what came since `before`, each number per second."""
         pairs = zip(astuple(self), astuple(before), strict=True)
-        new = Work(*(now - then for now, then in pairs))
-        rates = Work(*(round(count / seconds) for count in astuple(new)))
-        return Work(
-            rates.loans,
-            rates.transactions,
-            rates.queries,
-            rates.bytes_in,
-            rates.bytes_out,
-            new.transaction_us // max(new.transactions, 1),
-            new.query_us // max(new.queries, 1),
-            new.wait_us // max(new.loans, 1),
-            rates.client_parses,
-            rates.server_parses,
-            rates.binds,
-            rates.logins,
-        )
+        return tuple((now - then) / seconds for now, then in pairs)
+
+
+#: The numbers of `Work`, in its order.
+FIELDS = tuple(each.name for each in fields(Work))
+#: Times, and what they are averages over.
+OCCURRENCES = {
+    "transaction_us": "transactions",
+    "query_us": "queries",
+    "wait_us": "loans",
+}
+NO_RATES = (0.0,) * len(FIELDS)
+
+
+def averages(rates: Sequence[float]) -> tuple[int, ...]:
+    """Return rates, or sums of them, as shown: per second, and times per occurrence.
+
+    So PgBouncer's averages are defined (its doc/usage.md, SHOW STATS).
+    """
+    by_name = dict(zip(FIELDS, rates, strict=True))
+    shown = []
+    for name, rate in by_name.items():
+        if name in OCCURRENCES:
+            count = by_name[OCCURRENCES[name]]
+            # Quotients of whole numbers, which rounding may leave just below one.
+            shown.append(int(rate / count + 1e-6) if count else 0)
+        else:
+            shown.append(round(rate))
+    return tuple(shown)
 
 
 class TrafficBook:
@@ -118,12 +128,12 @@ class TrafficBook:
         """Return what targets did that have no pool any more."""
         return sum(map(Work.of, self._past.values()), Work())
 
-    def rates(self, now: float) -> dict[UUID, Work]:
-        """Return the averages of each target with a pool."""
+    def rates(self, now: float) -> dict[UUID, tuple[float, ...]]:
+        """Return the rates of each target with a pool; see `averages`."""
         since, before = self._pictures[0]
         seconds = max(now - since, 1.0)
         return {
-            target_id: work.rate(before.get(target_id, Work()), seconds)
+            target_id: work.rates(before.get(target_id, Work()), seconds)
             for target_id, work in self.work().items()
         }
 

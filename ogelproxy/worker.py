@@ -30,7 +30,10 @@ ORPHAN_GRACE = 6.0
 class Worker:
     """The inside of a worker process: `enlist`, then `run`."""
 
-    def __init__(self, line: socket.socket, listening: socket.socket) -> None:
+    def __init__(
+        self, line: socket.socket, listening: socket.socket, place: int
+    ) -> None:
+        self._place = place
         self._line = Line("the supervisor")
         self._line_socket = line
         self._listening = listening
@@ -49,7 +52,9 @@ class Worker:
 
         Returns False when the engine did not start; the supervisor knows why.
         """
-        engine = Engine(config, listening=self._listening, line=self._line)
+        engine = Engine(
+            config, listening=self._listening, line=self._line, place=self._place
+        )
         self._line.on("metrics", lambda body: engine.metrics.totals().pack())
         self._line.on("status", lambda body: engine.status())
         self._line.on("reload", lambda dumped: _reload(engine, dumped))
@@ -61,7 +66,11 @@ class Worker:
             return False
         self._tell("ready")
         try:
-            await self._until_asked(engine)
+            await _first(
+                self._drain_asked.wait(),
+                engine.stop_asked.wait(),
+                self._line.wait_closed(),
+            )
         finally:
             self._tell("leaving")
             await self._drain(engine)
@@ -69,13 +78,6 @@ class Worker:
             await engine.stop()
             await self._hang_up()
         return True
-
-    async def _until_asked(self, engine: Engine) -> None:
-        await _first(
-            self._drain_asked.wait(), engine.stop_asked.wait(), self._line.wait_closed()
-        )
-        if engine.stop_asked.is_set():
-            self._tell("shutdown")
 
     async def _drain(self, engine: Engine) -> None:
         """Drain; less long if the supervisor, who waits for it, ends at once."""
@@ -106,9 +108,12 @@ async def _first(*works: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _reload(engine: Engine, dumped: str) -> None:
+def _reload(engine: Engine, dumped: str) -> str:
+    """Take new settings; return why not, or an empty text."""
     try:
         engine.reload(Config.restore(dumped))
     except OgelError as error:
         # The supervisor read the same files a moment ago.
         log.error("not reloaded: %s", error)
+        return str(error)
+    return ""

@@ -30,6 +30,7 @@ ROWS = (
         "logs",
         "circuit",
         "allotment",
+        "orders",
         "line",
         "child",
     ),

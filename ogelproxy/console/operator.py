@@ -10,30 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from ogelproxy.config import Config
 from ogelproxy.console.commands import Commands
 from ogelproxy.console.portals import Portals, Refused, Result, complete, render
 from ogelproxy.console.statements import Command, split, unknown
-from ogelproxy.console.tables import SESSION, Tables
+from ogelproxy.console.tables import ALIASES, SESSION, Tables
 from ogelproxy.errors import (
     CredentialRejected,
     OgelError,
     ProtocolViolation,
     ServerBusy,
 )
+from ogelproxy.orders import Orders
 from ogelproxy.protocol import messages
 from ogelproxy.protocol.rows import Column, Type, Value
 from ogelproxy.tenants.model import OPERATORS, Credential, Tenant
 
 if TYPE_CHECKING:
     from ogelproxy.client import Client
-    from ogelproxy.config import Config
+    from ogelproxy.console.peers import Peers
     from ogelproxy.gate import Gate
+    from ogelproxy.line import Line
     from ogelproxy.relay import Relay, Tenants
     from ogelproxy.router import Router
     from ogelproxy.traffic import TrafficBook
@@ -45,6 +48,8 @@ log = logging.getLogger(__name__)
 #: PgBouncer need another host and key only.
 DATABASES = (OPERATORS, "pgbouncer")
 MAX_CONSOLES = 100
+#: Seconds that the supervisor has to tell what was ordered.
+ORDERS_TIMEOUT = 30.0
 
 EMPTY = b"I\0\0\0\4"
 #: What drivers read off ParameterStatus. The version is one they know how to speak to.
@@ -97,6 +102,8 @@ class Parts:
     gate: Gate
     traffic: TrafficBook
     journal: Journal
+    peers: Peers
+    place: int | None  # among the machine's workers; None where there is one
     address: Callable[[], tuple[str, int] | None]  # where clients connect
     console_count: Callable[[], int]
     reload: Callable[[], Awaitable[None]]  # raises OgelError, OSError
@@ -118,7 +125,7 @@ class OperatorConsole:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._tables = Tables(parts)
-        self._commands = Commands(parts)
+        self._commands = Commands(parts, self._tables)
         self._sessions: dict[Client, tuple[UUID | None, asyncio.Task[None]]] = {}
 
     def __len__(self) -> int:
@@ -151,6 +158,23 @@ class OperatorConsole:
                 error = CredentialRejected("the key was revoked")
                 client.send(messages.error_response(error))
                 task.cancel()
+
+    async def follow(self, line: Line) -> None:
+        """Do as operators told the other workers, and as they will from now on.
+
+        Raises LineFailed, TimeoutError.
+        """
+        relay, router = self._parts.relay, self._parts.router
+
+        def obey(dumped: Mapping[str, Any]) -> None:
+            router.obey(Orders.load(dumped))
+
+        def shut_down(mode: str) -> None:
+            relay.spawn(self._commands.shut_down(mode))
+
+        line.on("orders", obey)
+        line.on("shutdown", shut_down)
+        obey(await line.ask("orders", answer_timeout=ORDERS_TIMEOUT))
 
     async def _run(self, client: Client) -> None:
         try:
@@ -190,8 +214,7 @@ class OperatorConsole:
     def _check_setting(self, command: Command) -> None:
         """Refuse to seem to change a setting of the proxy."""
         name = command.words[0].lower() if command.words else ""
-        known = {row[0] for row in self._rows("config")}
-        if name in known:
+        if name in Config.settings() or name in ALIASES:
             raise Refused(
                 "0A000",
                 "settings can't be set in the console",
@@ -203,8 +226,11 @@ class OperatorConsole:
         subject = command.words[0].lower() if command.words else ""
         match command.verb:
             case "SHOW":
-                rows = self._help() if subject == "help" else self._rows(subject)
-                return Result(iter(rows), "SHOW")
+                if subject == "help":
+                    return Result(iter(self._help()), "SHOW")
+                rows, silent = await self._tables.rows(subject)
+                notices = [f"not told: {each}" for each in silent]
+                return Result(iter(rows), "SHOW", notices)
             case "SELECT":
                 return Result(iter([(QUESTIONS[subject][1],)]), "SELECT 1")
             case "SET":
@@ -231,11 +257,6 @@ class OperatorConsole:
             key=str(key_id),
             address=client.address,
         )
-
-    def _rows(self, name: str) -> Iterable[Sequence[Value]]:
-        table = self._tables.find(name)
-        assert table is not None
-        return table.rows()
 
     def _help(self) -> Iterable[Sequence[Value]]:
         names = "|".join(name.upper() for name in self._tables.names)
@@ -284,12 +305,13 @@ class Session:
 
     async def _query(self, body: bytes) -> bytes:
         self._portals.forget_portals()
-        answers = []
+        answers: list[bytes] = []
         try:
             commands = split(body[:-1].decode("utf-8", "replace"))
             for command in commands:
                 statement = self._console.prepare(command)
                 result = await self._execute(command)
+                answers += map(messages.plain_notice, result.notices)
                 if statement.columns is not None:
                     answers.append(render(statement.columns, result.rows))
                 answers.append(complete(result.tag))
@@ -329,6 +351,8 @@ class Session:
                 return EMPTY
             if portal.result is None:
                 portal.result = await self._execute(command)
+                notices = map(messages.plain_notice, portal.result.notices)
+                return b"".join(notices) + portal.fetch(portal.result, limit)
             return portal.fetch(portal.result, limit)
         except Refused as refusal:
             self._is_skipping = True

@@ -50,6 +50,7 @@ class Result:
 
     rows: Iterator[Sequence[Value]]
     tag: str  # of its CommandComplete
+    notices: Sequence[str] = ()  # told before the rows
 
 
 @dataclass(slots=True)

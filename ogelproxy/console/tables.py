@@ -8,28 +8,28 @@ bytes, durations microseconds, as there.
 
 from __future__ import annotations
 
+import os
 import ssl
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
-from functools import reduce
 from importlib.metadata import version
 from operator import add
 from typing import TYPE_CHECKING, Any
 
 from ogelproxy.client import Client
 from ogelproxy.config import Config, Secret, Section
-from ogelproxy.protocol.rows import Column, Type, Value
+from ogelproxy.console import columns
+from ogelproxy.console.sums import Row, Rule, first, rules_of, summed
+from ogelproxy.protocol.rows import Column
 from ogelproxy.server import Server
-from ogelproxy.traffic import Work
+from ogelproxy.traffic import NO_RATES, Work, averages
 
 if TYPE_CHECKING:
     from ogelproxy.console.operator import Parts
     from ogelproxy.pool import Pool
-
-Row = Sequence[Value]
 
 #: Phases of a server (`_loan`), as PgBouncer names the states.
 SERVER_STATES = {0: "new", 1: "idle", 2: "active", 3: "tested", 4: "active_cancel"}
@@ -51,6 +51,14 @@ ALIASES = {
 CHANGEABLE = ("tls.", "pool.", "client.", "limits.", "drain_timeout")
 CHANGEABLE_TOO = ("listen.login_timeout",)
 
+#: What SHOW LISTS counts, in PgBouncer's order.
+LIST_NAMES = (
+    "databases users peers pools peer_pools free_clients used_clients login_clients "
+    "free_servers used_servers dns_names dns_zones dns_queries dns_pending"
+).split()
+#: Bits that a file descriptor has room in, in numbers that tell connections apart.
+FD_BITS = 20
+
 #: Session settings that drivers ask for.
 SESSION = {
     "client_encoding": "UTF8",
@@ -61,87 +69,8 @@ SESSION = {
 }
 
 
-def _columns(text: str, type: Type = Type.TEXT) -> tuple[Column, ...]:
-    return tuple(Column(name, type) for name in text.split())
-
-
-#: Behind PgBouncer's own columns, where a row is of one database or connection.
-TENANT = _columns("tenant tier")
-
-DATABASES = (
-    *_columns("name host"),
-    *_columns("port", Type.INT4),
-    *_columns("database force_user"),
-    *_columns("pool_size min_pool_size reserve_pool_size server_lifetime", Type.INT4),
-    *_columns("pool_mode load_balance_hosts"),
-    *_columns("max_connections current_connections", Type.INT4),
-    *_columns("max_client_connections current_client_connections", Type.INT4),
-    *_columns("paused disabled", Type.INT4),
-    *TENANT,
-    *_columns("circuit"),
-)
-POOLS = (
-    *_columns("database user"),
-    *_columns("cl_active cl_waiting cl_active_cancel_req", Type.INT4),
-    *_columns("cl_waiting_cancel_req sv_active sv_active_cancel", Type.INT4),
-    *_columns("sv_being_canceled sv_idle sv_used sv_tested sv_login", Type.INT4),
-    *_columns("maxwait maxwait_us", Type.INT4),
-    *_columns("pool_mode load_balance_hosts"),
-    *TENANT,
-)
-SOCKETS = (
-    *_columns("type user database replication state addr"),
-    *_columns("port", Type.INT4),
-    *_columns("local_addr"),
-    *_columns("local_port", Type.INT4),
-    *_columns("connect_time request_time"),
-    *_columns("wait wait_us close_needed", Type.INT4),
-    *_columns("ptr link"),
-    *_columns("remote_pid", Type.INT4),
-    *_columns("tls application_name"),
-    *_columns("prepared_statements id", Type.INT4),
-)
-BUFFERS = _columns(
-    "recv_pos pkt_pos pkt_remain send_pos send_remain pkt_avail send_avail", Type.INT4
-)
-#: The numbers of `Work`, in its order.
-WORK = (
-    "server_assignment_count xact_count query_count received sent xact_time query_time "
-    "wait_time client_parse_count server_parse_count bind_count client_login_count"
-).split()
-STATS = (
-    Column("database"),
-    *(Column(f"total_{name}", Type.NUMERIC) for name in WORK),
-    *(Column("avg_" + name.replace("received", "recv"), Type.NUMERIC) for name in WORK),
-    *TENANT,
-)
-STATS_TOTALS = (
-    Column("database"),
-    *(
-        Column(f"bytes_{name}" if name in ("received", "sent") else name, Type.NUMERIC)
-        for name in WORK
-    ),
-    *TENANT,
-)
-#: As PgBouncer has it: only the later ones say that they are averages.
-STATS_AVERAGES = (
-    *STATS_TOTALS[:9],
-    *(Column(f"avg_{name}", Type.NUMERIC) for name in WORK[8:]),
-    *TENANT,
-)
-#: PgBouncer names these as its source does.
-TOTALS = [
-    {"received": "client_bytes", "sent": "server_bytes"}.get(name, name)
-    if not name.endswith(("parse_count", "bind_count"))
-    else f"ps_{name}"
-    for name in WORK
-]
-USERS = (
-    *_columns("name pool_size reserve_pool_size pool_mode"),
-    *_columns("max_user_connections current_connections", Type.INT4),
-    *_columns("max_user_client_connections current_client_connections", Type.INT4),
-    *_columns("tier"),
-)
+#: How rows of `Tables._worked` become one: name, counts, rates and TENANT.
+WORKED = (first, *[add] * 2 * len(columns.WORK), first, first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +78,21 @@ class Table:
     """Something that SHOW shows."""
 
     columns: tuple[Column, ...]
+    #: What one process tells.
     rows: Callable[[], Iterable[Row]]
+    #: How rows of several processes become one; None where each has its own.
+    rules: Sequence[Rule] | None = None
+    key: int = 1  # values that say which rows are of one thing
+    #: Makes what is shown of what was told.
+    shown: Callable[[list[Row]], Iterable[Row]] = iter
+    #: Whether any process tells for all.
+    is_common: bool = False
+
+    def show(self, told: list[Row]) -> Iterable[Row]:
+        """Return what is shown of the rows that all processes told."""
+        if self.rules is not None:
+            told = summed(told, self.rules, self.key)
+        return self.shown(told)
 
 
 class Tables:
@@ -159,54 +102,32 @@ class Tables:
         self._parts = parts
         nothing = tuple[Row, ...]  # the class, called: no rows
         self._tables = {
-            "databases": Table(DATABASES, self._databases),
-            "pools": Table(POOLS, self._pools),
-            "clients": Table((*SOCKETS, *TENANT, Column("pins")), self._clients),
-            "servers": Table((*SOCKETS, *TENANT), self._servers),
-            "sockets": Table((*SOCKETS, *BUFFERS, *TENANT), self._sockets),
-            "active_sockets": Table(
-                (*SOCKETS, *BUFFERS, *TENANT), self._active_sockets
+            "databases": _added(columns.DATABASES, self._databases),
+            "pools": _added(columns.POOLS, self._pools, _with_seconds),
+            "clients": Table(columns.CLIENTS, self._clients),
+            "servers": Table(columns.SERVERS, self._servers),
+            "sockets": Table(columns.ALL_SOCKETS, self._sockets),
+            "active_sockets": Table(columns.ALL_SOCKETS, self._active_sockets),
+            "stats": Table(columns.STATS, self._worked, WORKED, 1, _stats),
+            "stats_totals": Table(
+                columns.STATS_TOTALS, self._worked, WORKED, 1, _stats_totals
             ),
-            "stats": Table(STATS, self._stats),
-            "stats_totals": Table(STATS_TOTALS, self._stats_totals),
-            "stats_averages": Table(STATS_AVERAGES, self._stats_averages),
-            "totals": Table(
-                (Column("name"), Column("value", Type.NUMERIC)), self._totals
+            "stats_averages": Table(
+                columns.STATS_AVERAGES, self._worked, WORKED, 1, _stats_averages
             ),
-            "users": Table(USERS, self._users),
-            "lists": Table((Column("list"), Column("items", Type.INT4)), self._lists),
-            "config": Table(_columns("key value default changeable"), self._config),
-            "state": Table(_columns("key value"), self._state),
-            "version": Table(_columns("version"), self._version),
+            "totals": Table(columns.TOTALS, self._totals, WORKED, 1, _totals),
+            "users": _added(columns.USERS, self._users, _by_name),
+            "lists": Table(columns.LISTS, self._lists, (first, first, add), 2, _lists),
+            "config": Table(columns.CONFIG, self._config, is_common=True),
+            "state": Table(columns.STATE, self._state, is_common=True),
+            "version": Table(columns.VERSION, self._version, is_common=True),
             # There are none of these here; what asks for them shall not fail.
-            "peers": Table(
-                (
-                    *_columns("peer_id", Type.INT4),
-                    *_columns("host"),
-                    *_columns("port pool_size", Type.INT4),
-                ),
-                nothing,
-            ),
-            "peer_pools": Table(
-                _columns(
-                    "peer_id cl_active_cancel_req cl_waiting_cancel_req "
-                    "sv_active_cancel sv_login",
-                    Type.INT4,
-                ),
-                nothing,
-            ),
-            "dns_hosts": Table(
-                (Column("hostname"), Column("ttl", Type.INT8), Column("addrs")), nothing
-            ),
-            "dns_zones": Table(
-                (
-                    Column("zonename"),
-                    Column("serial", Type.INT8),
-                    Column("count", Type.INT4),
-                ),
-                nothing,
-            ),
+            "peers": Table(columns.PEERS, nothing, is_common=True),
+            "peer_pools": Table(columns.PEER_POOLS, nothing, is_common=True),
+            "dns_hosts": Table(columns.DNS_HOSTS, nothing, is_common=True),
+            "dns_zones": Table(columns.DNS_ZONES, nothing, is_common=True),
         }
+        parts.peers.add_source("table", lambda name: self._tables[name].rows())
 
     @property
     def names(self) -> list[str]:
@@ -215,8 +136,21 @@ class Tables:
     def find(self, name: str) -> Table | None:
         """Return what `SHOW name` shows."""
         if name in SESSION:
-            return Table((Column(name),), lambda: [(SESSION[name],)])
+            rows = [(SESSION[name],)]
+            return Table((Column(name),), lambda: rows, is_common=True)
         return self._tables.get(name)
+
+    async def rows(self, name: str) -> tuple[Iterable[Row], list[str]]:
+        """Return the rows of a table that there is, of all workers.
+
+        Beside them a text for each worker that did not answer.
+        """
+        table = self.find(name)
+        assert table is not None
+        if table.is_common:
+            return table.show(list(table.rows())), []
+        told, silent = await self._parts.peers.gather("table", name)
+        return table.show(told), silent
 
     # Pools.
 
@@ -258,7 +192,7 @@ class Tables:
                 0 if tenant is None else tenant.max_connections,
                 sum(each.client_count for each in pools),
                 int(pool.is_paused),
-                int(router.is_disabled(pool.target.id)),
+                int(pool.target.id in router.orders.disabled),
                 *self._tenant(pool.handle),
                 pool.circuit.state,
             )
@@ -285,8 +219,8 @@ class Tables:
                 0,
                 states[name, "tested"],
                 sum(pool.opening for pool in pools),
-                int(waited),
-                int(waited % 1 * 1e6),
+                0,
+                int(waited * 1e6),  # with the seconds, so that it can be compared
                 str(pools[0].target.pool_mode),
                 None,
                 *self._tenant(pools[0].handle),
@@ -306,7 +240,8 @@ class Tables:
     def _clients(self) -> Iterator[Row]:
         for client in self._logged_in():
             tenant = self._tenant(client.session.handle)
-            yield (*self._client(client), *tenant, ", ".join(client.pins))
+            pins = ", ".join(client.pins)
+            yield (*self._client(client), *tenant, pins, self._parts.place)
 
     def _client(self, client: Client) -> Row:
         session, now = client.session, self._parts.relay.reactor.loop.time()
@@ -329,18 +264,19 @@ class Tables:
             int(waited),
             int(waited % 1 * 1e6),
             0,
-            f"{client.fd:#x}",
-            "" if client.server is None else f"{client.server.fd:#x}",
+            _pointer(client),
+            "" if client.server is None else _pointer(client.server),
             0,
             _tls(client.tls),
-            session.application_name,
+            _text(session.application_name),
             client.prepared_count,
             session.process_id,
         )
 
     def _servers(self) -> Iterator[Row]:
         for server in self._connections(Server):
-            yield (*self._server(server), *self._tenant(server.pool.handle))
+            tenant = self._tenant(server.pool.handle)
+            yield (*self._server(server), *tenant, self._parts.place)
 
     def _server(self, server: Server) -> Row:
         pool, client = server.pool, server.client
@@ -363,61 +299,47 @@ class Tables:
             0,
             0,
             int(server.is_retiring or server.epoch != pool.epoch),
-            f"{server.fd:#x}",
-            "" if client is None else f"{client.fd:#x}",
+            _pointer(server),
+            "" if client is None else _pointer(client),
             _int4(server.process_id),
             _tls(server.tls),
-            "" if client is None else client.session.application_name,
+            "" if client is None else _text(client.session.application_name),
             server.prepared_count,
-            server.fd,
+            _int4((self._parts.place or 0) << FD_BITS | server.fd),
         )
 
     def _sockets(self) -> Iterator[Row]:
         for client in self._logged_in():
             tenant = self._tenant(client.session.handle)
-            yield (*self._client(client), *_buffers(client), *tenant)
+            row = (*self._client(client), *_buffers(client))
+            yield (*row, *tenant, self._parts.place)
         for server in self._connections(Server):
             tenant = self._tenant(server.pool.handle)
-            yield (*self._server(server), *_buffers(server), *tenant)
+            row = (*self._server(server), *_buffers(server))
+            yield (*row, *tenant, self._parts.place)
 
     def _active_sockets(self) -> Iterator[Row]:
-        states = [column.name for column in SOCKETS].index("state")
+        states = [column.name for column in columns.SOCKETS].index("state")
         return (row for row in self._sockets() if row[states] != "idle")
 
     # What was done.
 
-    def _worked(self) -> Iterator[tuple[str, Work, Work, Row]]:
-        """Each database with its totals and averages, and the columns of TENANT."""
+    def _worked(self) -> Iterator[Row]:
+        """Each database with its counts and their rates, and TENANT."""
         work = self._parts.traffic.work()
         rates = self._parts.traffic.rates(self._parts.relay.reactor.loop.time())
         for name, pools in self._by_database():
-            ids = {pool.target.id for pool in pools}
-            totals, averages = (
-                reduce(add, (known[each] for each in ids if each in known), Work())
-                for known in (work, rates)
-            )
-            yield name, totals, averages, self._tenant(pools[0].handle)
-
-    def _stats(self) -> Iterator[Row]:
-        for name, total, average, tenant in self._worked():
-            yield (name, *astuple(total), *astuple(average), *tenant)
-
-    def _stats_totals(self) -> Iterator[Row]:
-        for name, total, _, tenant in self._worked():
-            yield (name, *astuple(total), *tenant)
-
-    def _stats_averages(self) -> Iterator[Row]:
-        for name, _, average, tenant in self._worked():
-            yield (name, *astuple(average), *tenant)
+            ids = {pool.target.id for pool in pools} & work.keys()
+            total = sum((work[each] for each in ids), Work())
+            rate = map(sum, zip(NO_RATES, *(rates[each] for each in ids), strict=True))
+            yield (name, *astuple(total), *rate, *self._tenant(pools[0].handle))
 
     def _totals(self) -> Iterator[Row]:
         traffic = self._parts.traffic
-        total = reduce(add, traffic.work().values(), traffic.past())
+        total = sum(traffic.work().values(), traffic.past())
         rates = traffic.rates(self._parts.relay.reactor.loop.time())
-        average = reduce(add, rates.values(), Work())
-        for prefix, work in (("total", total), ("avg", average)):
-            for name, value in zip(TOTALS, astuple(work), strict=True):
-                yield f"{prefix}_{name}", value
+        rate = map(sum, zip(NO_RATES, *rates.values(), strict=True))
+        yield ("", *astuple(total), *rate, None, None)
 
     # The proxy.
 
@@ -425,7 +347,7 @@ class Tables:
         servers: Counter[str] = Counter()
         for pool in self._parts.router.pools:
             servers[pool.handle] += pool.size
-        for handle in sorted({*servers, *self._parts.relay.clients}):
+        for handle in {*servers, *self._parts.relay.clients}:
             tenant = self._parts.tenants.peek(handle)
             yield (
                 handle,
@@ -443,18 +365,15 @@ class Tables:
         parts = self._parts
         pools, clients = parts.router.pools, parts.relay.client_count
         logins = sum(each.is_logging_in for each in self._connections(Client))
-        yield "databases", len({pool.target.id for pool in pools})
-        yield "users", len({pool.handle for pool in pools} | parts.relay.clients.keys())
-        yield "peers", 0
-        yield "pools", len(pools)
-        yield "peer_pools", 0
-        yield "free_clients", 0
-        yield "used_clients", clients
-        yield "login_clients", logins - parts.console_count()
-        yield "free_servers", 0
-        yield "used_servers", sum(pool.size for pool in pools)
-        for name in ("dns_names", "dns_zones", "dns_queries", "dns_pending"):
-            yield name, 0
+        # Of what several workers may have, each; `_lists` counts them.
+        for name in {name_of(pool) for pool in pools}:
+            yield "databases", name, 0
+        for handle in {pool.handle for pool in pools} | parts.relay.clients.keys():
+            yield "users", handle, 0
+        yield "pools", None, len(pools)
+        yield "used_clients", None, clients
+        yield "login_clients", None, logins - parts.console_count()
+        yield "used_servers", None, sum(pool.size for pool in pools)
 
     def _config(self) -> Iterator[Row]:
         config, default = self._parts.config(), Config()
@@ -469,7 +388,7 @@ class Tables:
             )
 
     def _state(self) -> Iterator[Row]:
-        is_paused = self._parts.router.is_paused
+        is_paused = self._parts.router.orders.is_paused
         yield "active", "no" if is_paused else "yes"
         yield "paused", "yes" if is_paused else "no"
         yield "suspended", "no"
@@ -481,6 +400,77 @@ class Tables:
 def name_of(pool: Pool) -> str:
     """Return a pool's database as the console calls it."""
     return f"{pool.handle}/{pool.target.name}"
+
+
+def _added(
+    columns: tuple[Column, ...],
+    rows: Callable[[], Iterable[Row]],
+    shown: Callable[[list[Row]], Iterable[Row]] = iter,
+) -> Table:
+    """A table whose rows are added up as they are."""
+    return Table(columns, rows, rules_of(columns), shown=shown)
+
+
+# What is shown of what was told.
+
+
+def _by_name(told: list[Row]) -> list[Row]:
+    return sorted(told, key=lambda row: str(row[0]))
+
+
+def _with_seconds(told: list[Row]) -> Iterator[Row]:
+    seconds = [column.name for column in columns.POOLS].index("maxwait")
+    for row in told:
+        wait = divmod(row[seconds + 1], 1_000_000)
+        yield (*row[:seconds], *wait, *row[seconds + 2 :])
+
+
+def _parted(told: list[Row]) -> Iterator[tuple[str, Row, Row, Row]]:
+    """Cut rows of `_worked`: name, counts, averages, and TENANT."""
+    count = len(columns.WORK)
+    for name, *rest in told:
+        rates = rest[count : 2 * count]
+        yield name, rest[:count], averages(rates), rest[2 * count :]
+
+
+def _stats(told: list[Row]) -> Iterator[Row]:
+    for name, total, average, tenant in _parted(told):
+        yield (name, *total, *average, *tenant)
+
+
+def _stats_totals(told: list[Row]) -> Iterator[Row]:
+    for name, total, _, tenant in _parted(told):
+        yield (name, *total, *tenant)
+
+
+def _stats_averages(told: list[Row]) -> Iterator[Row]:
+    for name, _, average, tenant in _parted(told):
+        yield (name, *average, *tenant)
+
+
+def _totals(told: list[Row]) -> Iterator[Row]:
+    for _, total, average, _ in _parted(told):
+        for prefix, numbers in (("total", total), ("avg", average)):
+            for name, number in zip(columns.TOTAL_NAMES, numbers, strict=True):
+                yield f"{prefix}_{name}", number
+
+
+def _lists(told: list[Row]) -> Iterator[Row]:
+    items: Counter[str] = Counter()
+    for name, item, count in told:
+        items[name] += count if item is None else 1
+    for name in LIST_NAMES:
+        yield name, items[name]
+
+
+def _pointer(connection: Client | Server) -> str:
+    """What no other connection of the machine has."""
+    return f"{os.getpid() << FD_BITS | connection.fd:#x}"
+
+
+def _text(said: str) -> str:
+    """A client's word for itself, as UTF-8 can hold it."""
+    return said.encode("utf-8", "replace").decode()
 
 
 def _server_state(server: Server) -> str:
