@@ -31,7 +31,6 @@ from ogelproxy.errors import (
     DatabaseUnknown,
     Draining,
     FeatureNotIncluded,
-    LineFailed,
     OgelError,
     TenantSuspended,
 )
@@ -171,7 +170,7 @@ class Engine:
             tenants=directory,
             metrics=self.metrics,
         )
-        peers = Peers(self._line, config.workers)
+        peers = Peers(self._line, config.workers, self._place)
         self._relay.views = TenantConsole(
             tenants=directory,
             gate=self._gate,
@@ -202,7 +201,6 @@ class Engine:
                 traffic=self._traffic,
                 journal=self._journal,
                 peers=peers,
-                place=self._place,
                 address=lambda: self._listener.address,
                 console_count=lambda: len(self._console),
                 reload=self._reload,
@@ -385,9 +383,7 @@ class Engine:
     async def _reload(self) -> None:
         if self._line is not None:
             # The supervisor reads them for all of its workers.
-            silent = await self._line.ask("reload", answer_timeout=RELOAD_TIMEOUT)
-            if silent:
-                raise LineFailed("; ".join(silent))
+            await self._line.ask("reload", answer_timeout=RELOAD_TIMEOUT)
         elif self._reread is None:
             raise ConfigInvalid("this engine was given its settings, not a file")
         else:

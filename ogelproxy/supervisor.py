@@ -24,7 +24,7 @@ from uuid import UUID
 from ogelproxy.admin import Admin
 from ogelproxy.cancel import CANCEL_TIMEOUT
 from ogelproxy.config import Config
-from ogelproxy.errors import ConfigInvalid, LineFailed, OgelError
+from ogelproxy.errors import ConfigInvalid, LineFailed, OgelError, WorkerFailed
 from ogelproxy.front import Front
 from ogelproxy.listener import bind_shared, load_tls
 from ogelproxy.metrics import CounterSample, GaugeSample, Metrics, Sample, Totals
@@ -241,15 +241,20 @@ class Supervisor:
         only: Collection[Process] | None = None,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> list[Answer]:
-        """Ask every worker that has started, or `only` some, `but` one; by place."""
+        """Ask every worker that has started, or `only` some, `but` one; by place.
 
-        async def ask(process: Process) -> Answer:
+        Those that hung up, or do meanwhile, have ended, and are left out.
+        """
+
+        async def ask(process: Process) -> Answer | None:
             try:
                 said = await process.line.ask(name, body, answer_timeout=answer_timeout)
             except TimeoutError:
                 self._silence_count += 1
                 return Answer(process, error=f"no answer within {answer_timeout} s")
             except LineFailed as error:
+                if not process.line.is_open:
+                    return None
                 return Answer(process, error=str(error))
             return Answer(process, said)
 
@@ -261,7 +266,8 @@ class Supervisor:
             ]
         asked = [process for process in only if process is not but]
         asked.sort(key=lambda process: (process.place, process.started_at))
-        return list(await asyncio.gather(*map(ask, asked)))
+        answers = await asyncio.gather(*map(ask, asked))
+        return [answer for answer in answers if answer is not None]
 
     def _introduce(self, process: Process) -> None:
         self.processes.add(process)
@@ -292,15 +298,20 @@ class Supervisor:
     def _farewell(self, process: Process, totals: Mapping[str, Any]) -> None:
         process.totals = totals
 
-    async def _reload(self, process: Process, body: None) -> list[str]:
-        """Read the settings anew; return which workers did not take them."""
+    async def _reload(self, process: Process, body: None) -> None:
+        """Read the settings anew. Raises WorkerFailed for those that don't take them.
+
+        ConfigInvalid is raised before any has.
+        """
         if self._reread is None:
             raise ConfigInvalid("this supervisor was given its settings, not a file")
-        self.config = self._reread()
-        load_tls(self.config.tls)
+        config = self._reread()
+        load_tls(config.tls)
+        self.config = config
         answers = await self.ask_all("reload", self._settings())
+        if troubles := _troubles(answers):
+            raise WorkerFailed("; ".join(troubles))
         log.info("settings reloaded")
-        return _troubles(answers)
 
     def _tell_orders(self, process: Process, body: None) -> dict[str, Any]:
         """Tell a worker that starts, and tell it of changes from now on."""

@@ -103,7 +103,6 @@ class Parts:
     traffic: TrafficBook
     journal: Journal
     peers: Peers
-    place: int | None  # among the machine's workers; None where there is one
     address: Callable[[], tuple[str, int] | None]  # where clients connect
     console_count: Callable[[], int]
     reload: Callable[[], Awaitable[None]]  # raises OgelError, OSError

@@ -51,7 +51,9 @@ class Heard:
 class Peers:
     """The workers of the machine, this one among them; others only with a line."""
 
-    def __init__(self, line: Line | None, worker_count: int) -> None:
+    def __init__(self, line: Line | None, worker_count: int, place: int | None) -> None:
+        #: Of this worker, from 1; None where it is the only one.
+        self.place = place
         self._line = line
         room = MAX_MESSAGE_BYTES // PAGES_PER_MESSAGE // worker_count
         self._page_bytes = min(MAX_PAGE_BYTES, room)

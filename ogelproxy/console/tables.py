@@ -241,7 +241,7 @@ class Tables:
         for client in self._logged_in():
             tenant = self._tenant(client.session.handle)
             pins = ", ".join(client.pins)
-            yield (*self._client(client), *tenant, pins, self._parts.place)
+            yield (*self._client(client), *tenant, pins, self._parts.peers.place)
 
     def _client(self, client: Client) -> Row:
         session, now = client.session, self._parts.relay.reactor.loop.time()
@@ -276,7 +276,7 @@ class Tables:
     def _servers(self) -> Iterator[Row]:
         for server in self._connections(Server):
             tenant = self._tenant(server.pool.handle)
-            yield (*self._server(server), *tenant, self._parts.place)
+            yield (*self._server(server), *tenant, self._parts.peers.place)
 
     def _server(self, server: Server) -> Row:
         pool, client = server.pool, server.client
@@ -305,18 +305,18 @@ class Tables:
             _tls(server.tls),
             "" if client is None else _text(client.session.application_name),
             server.prepared_count,
-            _int4((self._parts.place or 0) << FD_BITS | server.fd),
+            _int4((self._parts.peers.place or 0) << FD_BITS | server.fd),
         )
 
     def _sockets(self) -> Iterator[Row]:
         for client in self._logged_in():
             tenant = self._tenant(client.session.handle)
             row = (*self._client(client), *_buffers(client))
-            yield (*row, *tenant, self._parts.place)
+            yield (*row, *tenant, self._parts.peers.place)
         for server in self._connections(Server):
             tenant = self._tenant(server.pool.handle)
             row = (*self._server(server), *_buffers(server))
-            yield (*row, *tenant, self._parts.place)
+            yield (*row, *tenant, self._parts.peers.place)
 
     def _active_sockets(self) -> Iterator[Row]:
         states = [column.name for column in columns.SOCKETS].index("state")
