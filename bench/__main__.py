@@ -9,10 +9,12 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import faults, limits, report
+from bench import faults, fleet, limits, report
 from bench.case import Case, Result, answer, measure
 
-CASES: dict[str, Case] = {case.name: case for case in (limits.CASE, faults.CASE)}
+CASES: dict[str, Case] = {
+    case.name: case for case in (limits.CASE, faults.CASE, fleet.CASE)
+}
 
 #: Where people read; standard output stays free for answers.
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 140)
@@ -22,13 +24,16 @@ def _run(case: Case, names: list[str], *, is_quick: bool) -> list[Result]:
     """Measure one implementation after the other, showing how far it is."""
     results = []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    is_live = console.is_terminal
+    with Progress(*columns, console=console, disable=not is_live) as progress:
         for number, name in enumerate(names, 1):
             title = f"{case.name} {number}/{len(names)}: {name}"
             task = progress.add_task(title, total=1)
             results.append(measure(case, name, is_quick=is_quick))
             mark = "[red]failed[/]" if results[-1].failures else "[green]ok[/]"
             progress.update(task, completed=1, description=f"{title} {mark}")
+            if not is_live:
+                console.print(title, mark)
     return results
 
 

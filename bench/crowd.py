@@ -170,11 +170,12 @@ class Crowd:
         self._leaving = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Let all come, and wait until each has had an answer."""
-        self._tasks = [
-            asyncio.create_task(client.run(self._leaving)) for client in self.clients
-        ]
+    async def start(self, seconds: float = 0.0) -> None:
+        """Let all come within `seconds`, and wait until each has had an answer."""
+        for client in self.clients:
+            self._tasks.append(asyncio.create_task(client.run(self._leaving)))
+            if seconds:
+                await asyncio.sleep(seconds / len(self.clients))
         await until(self._have_come, COME_TIMEOUT)
 
     async def _have_come(self) -> bool:

@@ -21,6 +21,7 @@ from pathlib import Path
 from pymongo.errors import PyMongoError
 from rich.table import Table
 
+from bench import proxied
 from bench.case import Case, Result
 from bench.crowd import FAILURES, LOST, REFUSED, Crowd, Group, connect, room
 from bench.stack import Organization, Stack, kill, until
@@ -28,8 +29,6 @@ from ogelproxy.embedded_mongodb import is_installed
 from ogelproxy.tenants.model import LimiterMode
 
 WORKERS = 2
-#: Tokens; Postgres's clock_timestamp has microseconds.
-ROUNDING = 1e-3
 #: Seconds of load before the fault, and at least after it.
 BEFORE, AFTER = 3.0, 4.0
 #: Seconds until slots are to be exact and all clients served, after the fault.
@@ -206,7 +205,7 @@ async def examine(stack: Stack, fault: Fault, *, is_quick: bool) -> Finding:
         rate, capacity = LIMITS[each.tier]
         excess = crowd.excess(each.handle, rate, capacity)
         found.excess = excess if each is limited[0] else max(found.excess, excess)
-        if excess > ROUNDING:
+        if excess > proxied.ROUNDING:
             found.failures.append(f"{each.tier} was {excess:.1f} over its limit")
     found.errors = Counter(code for _, code in crowd.errors())
     found.errors_for = max(

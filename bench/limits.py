@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
+from bench import proxied
 from bench.case import Case, Result
 from bench.host import TenantSpec
 from bench.trial import Fault, Outcome, Trial, run
@@ -26,6 +27,10 @@ HOSTS = (1, 2, 4)
 LOADS = ("flat", "pulsed", "spiky", "light")
 #: Seconds that a query may wait for a token.
 WAITS = (0.0, 0.1)
+
+#: Trials with clients and the whole proxy, and how many workers.
+THROUGH = "clients through "
+THROUGH_SECONDS = 15.0
 
 #: Rounding of sums of thousands of fractions, in tokens.
 ROUNDING = 1e-6
@@ -149,9 +154,12 @@ class LimitsCase(Case):
     about = "never over, usable, cheap: the limiter over processes, with faults"
 
     def implementations(self, *, is_quick: bool) -> Sequence[str]:
-        return list(trials(is_quick=is_quick))
+        through = [] if is_quick else [THROUGH + _workers(hosts) for hosts in HOSTS]
+        return [*trials(is_quick=is_quick), *through]
 
     def run(self, implementation: str, *, is_quick: bool) -> Result:
+        if implementation.startswith(THROUGH):
+            return self._run_through(implementation)
         trial = trials(is_quick=is_quick)[implementation]
         # That a machine is busy may hide a mistake once, but not always.
         for _ in range(CONTROL_TRIES if trial.control else 1):
@@ -170,6 +178,30 @@ class LimitsCase(Case):
         }
         result.rows = [_json(trial, row) for row in rows]
         result.failures = [f"{implementation}: {failure}" for failure in failures]
+        return result
+
+    def _run_through(self, implementation: str) -> Result:
+        hosts = int(implementation.removeprefix(THROUGH).split()[0])
+        passages = proxied.run(hosts, THROUGH_SECONDS)
+        result = Result(self.name, implementation)
+        result.figures = {
+            "worst excess, tokens": max(each.excess for each in passages),
+            "least share of the allowance": min(
+                each.admitted / each.allowed for each in passages
+            ),
+        }
+        result.rows = [
+            {"hosts": hosts, "control": None, "load": "clients", **asdict(each)}
+            for each in passages
+        ]
+        for each in passages:
+            if each.excess > proxied.ROUNDING:
+                result.failures.append(
+                    f"{implementation}: r={each.rate:g} was exceeded by "
+                    f"{each.excess:.3f}"
+                )
+            if each.errors:
+                result.failures.append(f"{implementation}: {each.errors} errors")
         return result
 
     def tables(self, results: Sequence[Result]) -> list[Table]:
@@ -268,7 +300,7 @@ def _by_trial(results: Sequence[Result]) -> Table:
     for column in ("worst excess", "least share", "most calls/s"):
         table.add_column(column, justify="right")
     for result in results:
-        excess, share, calls = result.figures.values()
+        excess, share, *calls = result.figures.values()
         is_control = any(row["control"] for row in result.rows)
         is_right = (excess >= 1) if is_control else (excess <= ROUNDING)
         colour = "green" if is_right else "red"
@@ -276,7 +308,7 @@ def _by_trial(results: Sequence[Result]) -> Table:
             result.implementation,
             f"[{colour}]{excess:+.2f}[/]",
             f"{share:.1%}",
-            f"{calls:.1f}",
+            *(f"{each:.1f}" for each in calls),
         )
     return table
 

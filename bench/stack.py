@@ -337,13 +337,18 @@ class Stack:
         return await asyncio.to_thread(count)
 
 
-async def until(holds: Callable[[], Awaitable[bool]], seconds: float) -> None:
+async def until(
+    holds: Callable[[], Awaitable[bool]],
+    seconds: float,
+    *,
+    interval: float = POLL_INTERVAL,
+) -> None:
     """Wait until a condition holds. Raises TimeoutError after `seconds`."""
     async with asyncio.timeout(seconds):
         while True:
             if await holds():
                 return
-            await asyncio.sleep(POLL_INTERVAL)
+            await asyncio.sleep(interval)
 
 
 async def declare_new(valkey: EmbeddedValkey) -> None:
