@@ -112,11 +112,24 @@ class EventFiles:
             descriptor = os.open(
                 path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
             )
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.fstat(descriptor).st_nlink:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                self._sync_directory()
+                is_ours = os.fstat(descriptor).st_nlink > 0
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if is_ours:
                 self._written_bytes = 0
                 return descriptor
             # Somebody took it for an empty one that was left, and removed it.
+            os.close(descriptor)
+
+    def _sync_directory(self) -> None:
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
             os.close(descriptor)
 
     def close(self) -> None:
