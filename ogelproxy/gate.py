@@ -118,7 +118,8 @@ class Gate:
         """Return the organisation's connections over all machines, as last known."""
         if self.slots is None:
             return self.count(handle)
-        return self.slots.total(handle)
+        # What is known of others may be older than our own.
+        return max(self.slots.total(handle), self.count(handle))
 
     def __len__(self) -> int:
         """Return how many organisations have connections."""

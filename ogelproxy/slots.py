@@ -137,7 +137,7 @@ class Slots(Generic[Holder]):
             self._tasks.append(asyncio.create_task(self._expire(), name="slots-expiry"))
 
     async def stop(self) -> None:
-        """Give back what was given back to us; the connections are gone by now."""
+        """Tell Redis what was given back; the connections are gone by now."""
         async with self._asking:
             for task in self._tasks:
                 task.cancel()
@@ -217,9 +217,9 @@ class Slots(Generic[Holder]):
 
         What was given back is still ours until Redis is told.
         """
-        used = len(holding.holders)
         return (
-            used < min(holding.slots, holding.maximum)
+            len(holding.holders) < holding.slots
+            and holding.total < holding.maximum
             and self._clock() < holding.expires_at
         )
 
@@ -257,20 +257,18 @@ class Slots(Generic[Holder]):
             pass
 
     def _batch(self, now: float) -> list[str]:
-        """Choose whom to ask for: first where somebody waits, then who is due."""
-        batch = list(itertools.islice(self._urgent, MAX_BATCH))
-        for handle in batch:
-            del self._urgent[handle]
-        batch = [handle for handle in batch if handle in self._holdings]
-        if len(batch) == MAX_BATCH:
-            return batch
-        chosen = set(batch)
+        """Choose whom to ask for: who is urgent or due, neither without the other."""
+        batch: dict[str, None] = {}
         for handle, holding in self._holdings.items():
-            if holding.asked_at + RENEWAL_INTERVAL > now or len(batch) == MAX_BATCH:
+            is_due = holding.asked_at + RENEWAL_INTERVAL <= now
+            if not is_due or len(batch) == MAX_BATCH // 2:
                 break
-            if handle not in chosen:
-                batch.append(handle)
-        return batch
+            batch[handle] = None
+        for handle in list(itertools.islice(self._urgent, MAX_BATCH // 2)):
+            del self._urgent[handle]
+            if handle in self._holdings:
+                batch[handle] = None
+        return list(batch)
 
     async def _ask(self, batch: list[str]) -> None:
         now = self._clock()
@@ -351,7 +349,7 @@ class Slots(Generic[Holder]):
             return
         if not is_firm or self._clock() < holding.expires_at:
             while (wait := holding.next_wait()) and wait.is_asked:
-                wait.answer.set_result(total)
+                wait.answer.set_result(holding.total)
         if holding.next_wait() or len(holding.holders) != slots:
             self._hurry(handle)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,8 +15,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from redis import Redis as Client
 
-from ogelproxy import slots
+from ogelproxy import keys, slots
 from ogelproxy.tenants.model import LimiterMode
 from tests.fixtures.engine import Organization, Proxy
 from tests.fixtures.faults import eventually
@@ -98,6 +100,42 @@ def close(connections: list[psycopg.Connection]) -> None:
     for connection in connections:
         with contextlib.suppress(psycopg.Error):
             connection.close()
+
+
+def test_of_many_logins_at_once_as_many_get_in_as_may(
+    machines: Callable[..., list[Proxy]], own_valkey: Valkey
+) -> None:
+    first, second = machines(2, "--workers", "2")
+    organization = first.create_organization(tier="pro", limiter=LimiterMode.OFF)
+    maximum = 50
+    dsns = [
+        proxy.dsn(organization.handle, organization.key, "transaction")
+        for proxy in (first, second)
+    ]
+
+    async def race() -> tuple[int, int]:
+        opened = await asyncio.gather(
+            *(
+                psycopg.AsyncConnection.connect(dsns[number % 2], autocommit=True)
+                for number in range(2 * maximum)
+            ),
+            return_exceptions=True,
+        )
+        refused = [each for each in opened if isinstance(each, BaseException)]
+        assert all("connection limit exceeded" in str(error) for error in refused)
+        connections = [
+            each for each in opened if isinstance(each, psycopg.AsyncConnection)
+        ]
+        for connection in connections:
+            await connection.close()
+        return len(connections), len(refused)
+
+    key = keys.connections(organization.handle)
+    with Client.from_url(own_valkey.url) as client:
+        for _ in range(3):
+            assert asyncio.run(race()) == (maximum, maximum)
+            # All that were closed are known to be.
+            eventually(lambda: not client.exists(key))
 
 
 def test_a_killed_worker_gives_its_places_back_at_once(

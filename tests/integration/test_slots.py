@@ -381,10 +381,13 @@ async def test_a_lowered_maximum_ends_nobody_and_admits_nobody(
     assert await b.take(1, version=2) == 3
     assert await a.take(1, version=2) == 3
     assert await a.take(4, version=1) == 3  # a login that began before the change
+    a.give()
+    assert await a.take(1, version=2) == 2  # nor in the place of who left
+    assert await b.take(4, version=3) is None
     await asyncio.sleep(0.3)  # renewals
-    assert (len(a.open), len(b.open), a.lost, b.lost) == (2, 1, [], [])
+    assert (len(a.open), len(b.open), a.lost, b.lost) == (1, 2, [], [])
     a.give()
-    a.give()
+    b.give()
     await until_known(a, [1])
-    assert await b.take(1, version=2) == 1
-    assert await a.take(2, version=3) is None
+    assert await b.take(1, version=4) == 1
+    assert await a.take(2, version=5) is None

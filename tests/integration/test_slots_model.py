@@ -43,7 +43,7 @@ RUN = "string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')"
 #: What a broken script does otherwise.
 LEARNING = ("local learning = since + keep - now", "local learning = 0")
 NUMBERS = ("number <= tonumber(latest)", "false")
-OTHERS = ("maximum - others", "maximum")
+OTHERS = ("others = others + tonumber(slots)", "others = 0")
 MEMORY = ("math.max(held, used))", "math.max(held, used, mine))")
 LENGTH = ("tonumber(ARGV[7])", "tonumber(ARGV[7]) * 0.8")
 PROOF = ("math.min(math.max(held, used), firm * mine)", "used")
