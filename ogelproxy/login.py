@@ -26,6 +26,7 @@ from ogelproxy.config import Config
 from ogelproxy.console.operator import DATABASES, OperatorConsole
 from ogelproxy.errors import (
     CertificateRejected,
+    CredentialRejected,
     DatabaseUnknown,
     InternalError,
     LoginTimeout,
@@ -158,6 +159,10 @@ class Login:
         if credential.handle == OPERATORS:
             if packet.database not in DATABASES:
                 raise DatabaseUnknown(packet.database)
+            # The console is told of changes from now on; one may have been before.
+            operators = await self._tenants.find(OPERATORS)
+            if operators is None or not _has_key(operators, credential):
+                raise CredentialRejected("the key was revoked during the login")
             self._console.enter(client, credential)
             return
         tenant = await self._tenants.find(credential.handle)
@@ -166,6 +171,20 @@ class Login:
             tenant = await self._tenants.refresh(credential.handle)
         if tenant is None or tenant.is_suspended:
             raise TenantSuspended()
+        # What is known of it from here on is news, and nothing is none.
+        self._tenants.hold(tenant.handle)
+        try:
+            await self._let_in(client, packet, credential, tenant)
+        finally:
+            self._tenants.release(tenant.handle)
+
+    async def _let_in(
+        self,
+        client: Client,
+        packet: startup.Startup,
+        credential: Credential,
+        tenant: Tenant,
+    ) -> None:
         target = self._router.route(tenant, packet.database)
         admission = await self._admit(tenant)
         try:
@@ -428,16 +447,21 @@ class Login:
     def _still_welcome(
         self, before: Tenant, credential: Credential, target: Target
     ) -> Tenant:
-        tenant = self._tenants.peek(before.handle) or before
-        if tenant.is_suspended:
+        tenant = self._tenants.peek(before.handle)
+        if tenant is None or tenant.is_suspended:
             raise TenantSuspended()
-        if credential.key_id is not None and all(
-            key.id != credential.key_id for key in tenant.keys
-        ):
+        if not _has_key(tenant, credential):
             raise TenantSuspended("key was revoked during the login")
         if self._router.route(tenant, target.name) != target:
             raise DatabaseUnknown(target.name)
         return tenant
+
+
+def _has_key(tenant: Tenant, credential: Credential) -> bool:
+    """Whether what was proven by a key, if it was, may still be."""
+    if credential.key_id is None:
+        return True
+    return any(key.id == credential.key_id for key in tenant.keys)
 
 
 def _session_settings(packet: startup.Startup) -> dict[str, str]:
