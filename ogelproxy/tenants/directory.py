@@ -42,6 +42,7 @@ Found = tuple[Source, Tenant | None]
 
 LOAD_TENANTS = 64  # records of one read: some 3 ms of the loop's time
 COMPARE_TENANTS = 2_000  # versions of one read
+SUSPECT_INTERVAL = 0.2  # seconds until Redis is asked again what may have been missed
 MIN_RETRY_INTERVAL = 0.1  # seconds
 MAX_RETRY_INTERVAL = 5.0  # seconds
 
@@ -115,6 +116,7 @@ class Directory:
         #: What Redis told of handles while the store was being asked for them.
         self._overtaken: dict[str, Entry] = {}
         self._is_listening = False  # changed by the store's reports
+        self._is_heard = False  # changed by Redis's reports
         #: From when changes may be missing; None once all records were compared.
         self._stale_since: float | None = None
         self._lost_loads = 0  # reads that failed, ever
@@ -300,14 +302,20 @@ class Directory:
 
     def _heard(self, is_heard: bool) -> None:
         """Make up for what was not heard, and for what Redis may have lost."""
+        self._is_heard = is_heard
         if not is_heard or self._cache is None:
             return
         if self.is_degraded:
-            for handle in self._memory.handles:
-                self._recalls.want(handle)
+            self._suspect(self._memory.handles)
         else:
             for handle in self._memory.held:
                 self._cache.note(handle)
+
+    def _suspect(self, handles: Collection[str]) -> None:
+        """Recall what Redis may know better, though nobody said so."""
+        if self._is_heard and self.is_degraded:
+            for handle in handles:
+                self._recalls.want(handle)
 
     # The loops
 
@@ -342,12 +350,15 @@ class Directory:
             handles = await self._recalls.take(LOAD_TENANTS)
             wanted = {handle: self._announced.pop(handle, 0) for handle in handles}
             entries: Mapping[str, Entry] = {}
+            is_answered = False
             try:
                 entries = await cache.fetch(handles)
+                is_answered = True
             except RedisUnavailable:
                 pass  # it has been logged; the store is asked
             except Exception:
                 logger.exception("records in Redis can't be read")
+            suspected = []
             for handle, version in wanted.items():
                 if not self._recalls.is_asked(handle):
                     continue  # the store was faster
@@ -359,9 +370,14 @@ class Directory:
                         self._recalls.answer(handle, found)
                         continue
                 waiting = self._recalls.release(handle)
-                # One that was recalled on suspicion has the comparisons.
                 if waiting or version:
                     self._loads.want(handle, *waiting)
+                elif not is_answered:
+                    suspected.append(handle)
+            if suspected:
+                # The channel is heard, so that the other connections come back too.
+                loop = asyncio.get_running_loop()
+                loop.call_later(SUSPECT_INTERVAL, self._suspect, suspected)
 
     async def _prove(self) -> None:
         """Compare what Redis gave with the store."""

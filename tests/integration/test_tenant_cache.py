@@ -208,6 +208,8 @@ async def test_what_was_said_while_redis_was_cut_is_found_when_it_is_back(
     async with plane.processes(2) as (one, two):
         for each in (one, two):
             await each.directory.find(plane.handle)
+        # More connections than one, each of which is dead when it is used again.
+        await asyncio.gather(*(two.redis.command("PING") for _ in range(8)))
         two.to_postgres.cut()
         two.to_redis.cut()
         await until(lambda: two.directory.is_degraded and not two.heard.is_set())
