@@ -45,6 +45,7 @@ class Heard:
     """What peers answered, and who did not."""
 
     answers: list[Any] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list)  # whose answers they are
     silent: list[str] = field(default_factory=list)  # a text for each of these
 
 
@@ -88,10 +89,10 @@ class Peers:
         silent = heard.silent
         while heard.answers:
             unfinished = []
-            for page in heard.answers:
+            for pid, page in zip(heard.pids, heard.answers, strict=True):
                 rows += page["rows"]
                 if page["is_more"]:
-                    unfinished.append(page["pid"])
+                    unfinished.append(pid)
             if not unfinished:
                 break
             heard = await self._ask("rows.more", [ticket, self._page_bytes], unfinished)
@@ -106,7 +107,7 @@ class Peers:
             self._ask("act", [what, about], answer_timeout=answer_timeout),
             self._acts[what](about),
         )
-        return Heard([own, *others.answers], others.silent)
+        return Heard([own, *others.answers], [os.getpid(), *others.pids], others.silent)
 
     async def tell(self, name: str, body: Any) -> Any:
         """Ask the supervisor itself. Raises LineFailed, TimeoutError."""
@@ -141,6 +142,7 @@ class Peers:
                 heard.silent.append(f"{worker}: {each['error']}")
             else:
                 heard.answers.append(each["body"])
+                heard.pids.append(each["pid"])
         return heard
 
     # What others ask of this one.
@@ -170,7 +172,7 @@ class Peers:
             if len(self._tickets) >= MAX_TICKETS:
                 del self._tickets[next(iter(self._tickets))]
             self._tickets[ticket] = rows
-        return {"rows": page, "is_more": bool(rows), "pid": os.getpid()}
+        return {"rows": page, "is_more": bool(rows)}
 
     def _act(self, body: tuple[str, Any]) -> Coroutine[Any, Any, Any]:
         what, about = body
