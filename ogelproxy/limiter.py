@@ -77,7 +77,7 @@ class _Record:
             self.waking.cancel()
             self.waking = None
         if math.isfinite(wait):
-            loop = asyncio.get_running_loop()
+            loop = self.limiter.loop or asyncio.get_running_loop()
             self.waking = loop.call_later(wait, self._serve, bucket)
 
     def _serve(self, bucket: TokenBucket) -> None:
@@ -95,12 +95,18 @@ class Limiter:
     """
 
     def __init__(
-        self, config: Limits, clock: Callable[[], float], redis: Redis | None = None
+        self,
+        config: Limits,
+        clock: Callable[[], float],
+        redis: Redis | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        """`loop` times the waits; None is the one that runs."""
         self.config = config  # the relay asks it how long transactions may wait
         #: Told of a tenant each time that it is refused, having been so often.
         self.prompted: Callable[[Tenant], None] = lambda tenant: None
         self.clock = clock
+        self.loop = loop
         self.ask_count = 0  # questions sent, ever
         self.unanswered_count = 0  # of them, ever
         self._redis = redis

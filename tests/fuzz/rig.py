@@ -388,7 +388,7 @@ def parts() -> tuple[Loop, FuzzedRelay, Attribution, UsageTable, Traffic]:
             config,
             loop=loop,  # type: ignore[arg-type]
             gate=Gate(),
-            limiter=Limiter(Limits(), time.monotonic),
+            limiter=Limiter(Limits(), time.monotonic, loop=loop),  # type: ignore[arg-type]
             tenants=Tenants(tenant),  # type: ignore[arg-type]
             metrics=Metrics(),
         )
