@@ -24,6 +24,7 @@ from ogelproxy.allotment import (
     RECENT,
     TENURE,
     Allotment,
+    Sharing,
     share_out,
 )
 
@@ -325,6 +326,67 @@ def test_weights_also_hold_where_there_is_not_one_for_each() -> None:
     light = [held[f"org_{number}"] for number in range(2, 12)]
     assert heavy == pytest.approx([4 * 4 / 18] * 2, rel=0.15)
     assert light == pytest.approx([4 * 1 / 18] * 10, rel=0.25)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Who uses an address, and how: weight, clients and seconds of a transaction."""
+
+    places: int
+    organizations: dict[str, tuple[int, int, float]]
+
+    def score(self) -> float:
+        """From 0 to 100: how near everybody came to its due, with what was there.
+
+        The least part of a due that anybody got, times the part of all connections
+        that were there to be used. Who came first had a second of its own.
+        """
+        address = Address(self.places)
+        for handle, (weight, clients, busy) in self.organizations.items():
+            address.pool(handle, weight=weight, busy=busy).start(clients)
+            address.run(1)
+        address.run(2)
+        held = address.run(20)
+        weights = [weight for weight, _, _ in self.organizations.values()]
+        demands = [clients for _, clients, _ in self.organizations.values()]
+        dues = share_out(self.places, weights, demands)
+        least = min(held[one] / due for one, due in zip(held, dues, strict=True))
+        return 100 * min(least, 1) * sum(held.values()) / min(self.places, sum(demands))
+
+
+LOADS = {
+    "one client among many": Load(
+        10, {"org_noisy": (40, 40, 0.01), "org_quiet": (1, 1, 0.01)}
+    ),
+    "all tiers at once": Load(
+        20,
+        {
+            "org_enterprise": (40, 100, 0.005),
+            "org_pro": (10, 50, 0.02),
+            "org_starter": (2, 10, 0.1),
+            "org_free": (1, 3, 0.002),
+        },
+    ),
+    "long and short transactions": Load(
+        9, {f"org_{busy}": (1, 20, busy) for busy in (0.5, 0.05, 0.001)}
+    ),
+    "more organisations than connections": Load(
+        6, {f"org_{number}": (1 + number % 2, 3, 0.005) for number in range(18)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_the_score_is_high(name: str) -> None:
+    assert LOADS[name].score() > 85
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_the_score_is_low_where_nobody_has_to_give(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sharing, "displace", lambda *_: False)
+    assert LOADS[name].score() < 10
 
 
 def test_what_somebody_leaves_goes_to_others_at_once() -> None:
