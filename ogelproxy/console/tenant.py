@@ -273,7 +273,7 @@ class TenantConsole:
                 connections,
                 tenant.max_connections,
                 in_flight,
-                tenant.tier.max_in_flight,
+                tenant.tier.max_in_flight if client.flights.most else None,
             )
 
 

@@ -297,3 +297,4 @@ def test_without_an_enforcing_limiter_nobody_waits(crowded: Proxy) -> None:
     with tenant.connect() as holder, tenant.connect() as other:
         holder.execute("BEGIN")
         assert other.execute("SELECT 1").fetchone() == (1,)
+        assert in_flight(other) == (1, None)
