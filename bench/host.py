@@ -76,6 +76,7 @@ class HostSpec:
     redis_url: str | None
     seconds: float
     admissions: str  # path of the file
+    floor: float  # share of each limit that needs no Redis
     control: str | None  # a name of `controls.CONTROLS`
 
     @classmethod
@@ -209,7 +210,7 @@ async def run(spec: HostSpec) -> HostReport:
         redis = CountingRedis(RedisConfig(url=Secret(spec.redis_url)))
         await redis.start()
     clock = Clock()
-    limiter = Limiter(Limits(), clock, redis)
+    limiter = Limiter(Limits(floor=spec.floor), clock, redis)
     await limiter.start()
     sys.stdout.buffer.write(READY)
     sys.stdout.flush()

@@ -38,6 +38,8 @@ ROUNDING = 1e-6
 MIN_SHARE = 0.95
 #: Seconds in which twice the limit uses up a bucket of one second, and some more.
 BURST = 2.0
+#: Seconds in which all leases have run out that were granted before.
+RUN_OUT = 1.1
 MAX_CALLS = 60.0  # per second, of one organisation over all hosts
 
 #: In the order in which they strike; seconds since the begin.
@@ -76,6 +78,8 @@ class Row:
     share: float  # of what load and limit allowed
     #: The same once the burst at the begin is over; only of the load `flat`.
     steady: float | None
+    #: Of the rate, while Redis is away and leases have run out; where that is so.
+    away: float | None
     admitted: int
     calls_per_second: float  # to Redis, of all hosts
     calls_per_query: float  # admitted or not
@@ -99,6 +103,9 @@ def trials(*, is_quick: bool) -> dict[str, Trial]:
             )
     if not is_quick:
         named["heavy, buckets of 5 s, 4 workers"] = Trial(_bursting(RATES), 4, 10.0)
+        named["flat with faults, no floor, 2 workers"] = Trial(
+            _tenants(RATES, "flat"), 2, FAULTY_SECONDS, faults=FAULTS, floor=0.0
+        )
         named["flat, no Redis, 1 worker"] = Trial(
             _tenants(rates, "flat"), 1, 8.0, has_redis=False
         )
@@ -225,6 +232,7 @@ def _row(trial: Trial, outcome: Outcome, number: int) -> Row:
         excess=outcome.excess(trial, number),
         share=len(times) / usable,
         steady=_steady(trial, outcome, number) if tenant.load == "flat" else None,
+        away=_away(trial, outcome, number),
         admitted=len(times),
         calls_per_second=calls / trial.seconds,
         calls_per_query=calls / demand,
@@ -235,6 +243,16 @@ def _steady(trial: Trial, outcome: Outcome, number: int) -> float:
     since = outcome.begin + BURST
     admitted = sum(time >= since for time in outcome.admitted[number])
     return admitted / (trial.tenants[number].rate * (trial.seconds - BURST))
+
+
+def _away(trial: Trial, outcome: Outcome, number: int) -> float | None:
+    for fault in trial.faults:
+        if fault.kind == "cut redis" and fault.seconds > RUN_OUT:
+            since = outcome.begin + fault.at + RUN_OUT
+            until = outcome.begin + fault.at + fault.seconds
+            admitted = sum(since <= time < until for time in outcome.admitted[number])
+            return admitted / (trial.tenants[number].rate * (until - since))
+    return None
 
 
 def _failures(trial: Trial, rows: Sequence[Row]) -> list[str]:
@@ -263,6 +281,7 @@ def _json(trial: Trial, row: Row) -> dict[str, Any]:
         "faults": len(trial.faults),
         "control": trial.control,
         "redis": trial.has_redis,
+        "floor": trial.floor,
     } | {name: getattr(row, name) for name in Row.__slots__}
 
 
@@ -271,7 +290,7 @@ def _by_rate(results: Sequence[Result]) -> Table:
     table = Table(title="The limit r, over all loads and faults")
     for column in (
         *("workers", "r", "worst excess", "share, waiting 100 ms"),
-        *("share, refusing", "calls/s", "calls per query"),
+        *("share, refusing", "calls/s", "calls per query", "rate, Redis away"),
     ):
         table.add_column(column, justify="right")
     rows = [row for result in results for row in result.rows if not row["control"]]
@@ -282,6 +301,9 @@ def _by_rate(results: Sequence[Result]) -> Table:
             for row in own
             if row["load"] == "flat" and not row["faults"] and row["redis"]
         ]
+        away = [
+            row["away"] for row in own if row.get("away") is not None and row["floor"]
+        ]
         table.add_row(
             f"{hosts}",
             f"{rate:g}",
@@ -290,6 +312,7 @@ def _by_rate(results: Sequence[Result]) -> Table:
             _median([row["steady"] for row in flat if not row["max_wait"]], "{:.1%}"),
             _median([row["calls_per_second"] for row in flat], "{:.1f}"),
             _median([row["calls_per_query"] for row in flat], "{:.4f}"),
+            _median(away, "{:.1%}"),
         )
     return table
 

@@ -26,11 +26,13 @@ from bench.link import Link
 from bench.loads import LOADS, Place
 from bench.stack import declare_new, kill, through
 from ogelproxy.child import LOOPBACK
-from ogelproxy.config import Secret
+from ogelproxy.config import Limits, Secret
 from ogelproxy.embedded_valkey import EmbeddedValkey
 
 #: Seconds until the hosts, once they run, have settled who uses the floor (`hosts`).
 SETTLE = 3.5
+#: The share of a limit that needs no Redis, as it is without a setting.
+FLOOR: float = Limits().floor
 #: Seconds that Valkey is away when it is killed.
 AWAY = 0.5
 #: Seconds of a slow Redis's delay.
@@ -54,6 +56,7 @@ class Trial:
     faults: tuple[Fault, ...] = ()
     control: str | None = None
     has_redis: bool = True
+    floor: float = FLOOR
     settle: float = SETTLE
 
 
@@ -206,6 +209,7 @@ async def _run(trial: Trial, directory: Path) -> Outcome:
                 seconds=trial.seconds,
                 admissions=str(directory / f"host-{number}"),
                 control=trial.control,
+                floor=trial.floor,
             )
             for number, link in enumerate(links)
         ]
