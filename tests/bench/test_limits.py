@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from bench import controls, limits
-from bench.case import ROOT
-from ogelproxy.embedded_valkey import find_valkey
-from ogelproxy.errors import EmbeddedFailed
+from bench.case import Result
 
 #: All of the short form but what needs a machine to itself: how much is usable.
 TRIALS = [name for name in limits.trials(is_quick=True) if not name.startswith("flat")]
@@ -20,30 +15,13 @@ TRIALS = [name for name in limits.trials(is_quick=True) if not name.startswith("
 
 @pytest.mark.timeout(400)
 def test_no_limit_is_exceeded_through_faults_and_mistakes_are_seen(
-    tmp_path: Path,
+    bench: Callable[..., list[Result]],
 ) -> None:
-    try:
-        find_valkey({})
-    except EmbeddedFailed as error:
-        pytest.skip(str(error))
-    file = tmp_path / "results.json"
-    named = [word for name in TRIALS for word in ("--only", name)]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "bench", "limits", "--quick"),
-            *(*named, "--json", str(file)),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads(file.read_text())["results"]
-    assert [result["implementation"] for result in results] == TRIALS
+    results = bench("limits", *TRIALS)
+    assert [result.implementation for result in results] == TRIALS
     for result in results:
-        excess = result["figures"]["worst excess, tokens"]
-        assert (excess >= 1) == result["implementation"].startswith("control"), result
+        excess = result.figures["worst excess, tokens"]
+        assert (excess >= 1) == result.implementation.startswith("control"), result
 
 
 def test_every_control_is_part_of_the_short_form() -> None:
