@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,8 +26,8 @@ RATE_LIMIT = "53400"
 #: Without a SQLSTATE: the connection ended, was refused, or said nothing.
 LOST, REFUSED, SILENT = "lost", "refused", "silent"
 
-#: What asyncpg raises beside OSError and TimeoutError.
-#: InternalClientError when it queries while it reads that the connection ends.
+#: What asyncpg raises beside OSError and TimeoutError; InternalClientError when it
+#: queries while it reads that the connection ends.
 FAILURES = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -61,9 +60,6 @@ class Ledger:
     def note(self, sent_at: float, ran_at: float) -> None:
         # Small numbers, for the judge's sums to be exact.
         self.answered.append((sent_at - self.began_at, ran_at - self.began_at))
-
-    def by_code(self) -> Counter[str]:
-        return Counter(code for _, code in self.errors)
 
 
 class Client:

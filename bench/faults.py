@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import tempfile
@@ -161,7 +162,7 @@ async def _is_spool_full(stack: Stack) -> bool:
 class Finding:
     """What a fault did."""
 
-    excess: float = 0.0  # tokens of the worst window of all organisations
+    excess: float = -math.inf  # tokens of the worst window of all organisations
     slots_after: float = 0.0  # seconds until exactly as many get in as may
     served_after: float = 0.0  # seconds until each client had an answer again
     answered: int = 0
@@ -204,7 +205,7 @@ async def examine(stack: Stack, fault: Fault, *, is_quick: bool) -> Finding:
     for each in limited:
         rate, capacity = LIMITS[each.tier]
         excess = crowd.excess(each.handle, rate, capacity)
-        found.excess = excess if each is limited[0] else max(found.excess, excess)
+        found.excess = max(found.excess, excess)
         if excess > proxied.ROUNDING:
             found.failures.append(f"{each.tier} was {excess:.1f} over its limit")
     found.errors = Counter(code for _, code in crowd.errors())
