@@ -414,6 +414,37 @@ def test_a_frozen_worker_is_left_out_and_named(own_workers: Workers) -> None:
     assert "Traceback" not in own_workers.log.read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_pause_waits_for_no_worker_that_died_and_gives_one_up_that_froze(
+    own_workers: Workers, number: signal.Signals
+) -> None:
+    own_workers.start()
+    tenant = own_workers.create_organization(limiter=LimiterMode.OFF)
+    name = f"{tenant.handle}/transaction"
+    with (
+        own_workers.console(1) as console,
+        own_workers.console(1) as other,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        busy = own_workers.connect(tenant, 2)
+        busy.execute("BEGIN")
+        busy.execute("SELECT 1")
+        pause = threads.submit(do, console, f"PAUSE {name}")
+        eventually(lambda: only(tenant, other, "databases")["paused"])
+        assert not pause.done()
+        pid = own_workers.signal(2, number)
+        try:
+            if number == signal.SIGKILL:
+                assert pause.result(10) == "PAUSE"
+            else:
+                with pytest.raises(errors.SystemError, match=f"process {pid}"):
+                    pause.result(10)
+        finally:
+            if number == signal.SIGSTOP:
+                os.kill(pid, signal.SIGCONT)
+        busy.close()
+
+
 @pytest.mark.parametrize("mode", ["WAIT_FOR_SERVERS", "WAIT_FOR_CLIENTS"])
 def test_a_shutdown_waits_for_all_workers(own_workers: Workers, mode: str) -> None:
     own_workers.start()
@@ -465,6 +496,27 @@ def test_a_reload_that_fails_is_told(own_workers: Workers, tmp_path: Path) -> No
         with pytest.raises(errors.ConfigFileError):
             do(other, "RELOAD")
         assert setting(one) == setting(other) == "8"
+
+
+def test_a_worker_that_drains_is_told_of_and_commanded_too(
+    own_workers: Workers,
+) -> None:
+    own_workers.settings["OGELPROXY_DRAIN_TIMEOUT"] = "60"
+    own_workers.start()
+    tenant = own_workers.create_organization(limiter=LimiterMode.OFF)
+    leaving = own_workers.connect(tenant, 1)
+    leaving.execute("BEGIN")
+    first = own_workers.pids()[1]
+    own_workers.signal_supervisor(signal.SIGUSR1)
+    # In its place is another one; it is there for its transaction only.
+    eventually(lambda: own_workers.pids()[1] != first, timeout=30)
+    with own_workers.console(1) as console:
+        (row,) = of(tenant, show(console, "clients"))
+        assert row["id"] == leaving.info.backend_pid
+        assert do(console, f"KILL_CLIENT {row['id']}") == "KILL_CLIENT"
+    with pytest.raises(errors.AdminShutdown):
+        leaving.execute("SELECT 1")
+    leaving.close()
 
 
 # What tenants see.
