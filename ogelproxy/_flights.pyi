@@ -12,7 +12,7 @@ class Flights:
     count: int
     most: int
     version: int
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Flights: ...
     @property
     def waiting_count(self) -> int:
         """How many clients wait to be counted."""

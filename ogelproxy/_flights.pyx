@@ -24,7 +24,7 @@ cdef class Flying(Connection):
 
 cdef class Flights:
 
-    def __init__(self):
+    def __cinit__(self):
         self.waiters = deque()
 
     @property

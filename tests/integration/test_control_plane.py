@@ -162,11 +162,11 @@ async def test_the_seeded_tiers_are_those_of_the_price_list(plane: Plane) -> Non
         for name, tier in tiers.items()
     }
     assert figures == {
-        "free": (5, 10, 1, 0, 5, 10, None, None, 1, 10, 1, 3),
-        "starter": (10, 50, 10, 10, 25, 50, 0.15, 0.05, 3, 250, 2, 5),
-        "pro": (50, 200, 100, 50, 200, 500, 0.12, 0.04, None, 1000, 10, 25),
+        "free": (5, 10, 1, 0, 5, 10, None, None, 1, 10, 1, None),
+        "starter": (10, 50, 10, 10, 25, 50, 0.15, 0.05, 3, 250, 2, None),
+        "pro": (50, 200, 100, 50, 200, 500, 0.12, 0.04, None, 1000, 10, None),
         "enterprise": (
-            *(200, 1000, 1000, 200, 1000, 2000, 0.10, 0.03, None, 5000, 40, 100),
+            *(200, 1000, 1000, 200, 1000, 2000, 0.10, 0.03, None, 5000, 40, None),
         ),
     }
 

@@ -9,9 +9,9 @@ COMMENT ON COLUMN platform.tier_limits.weight
 COMMENT ON COLUMN platform.tier_limits.max_in_flight
     IS 'clients of an organisation with a query or transaction under way; null: unlimited';
 
--- Weights are in proportion to the tiers' connections. Half of the connections may be
--- at work: the others idle, except in somebody's run-away.
-UPDATE platform.tier_limits SET weight = seed.weight, max_in_flight = seed.max_in_flight
-FROM (VALUES ('free', 1, 3), ('starter', 2, 5), ('pro', 10, 25), ('enterprise', 40, 100))
-    AS seed (name, weight, max_in_flight)
+-- Weights are in proportion to the tiers' connections. How much may be under way is
+-- left without limit: only who knows the databases can tell what they stand.
+UPDATE platform.tier_limits SET weight = seed.weight
+FROM (VALUES ('free', 1), ('starter', 2), ('pro', 10), ('enterprise', 40))
+    AS seed (name, weight)
 WHERE tier_limits.name = seed.name;
