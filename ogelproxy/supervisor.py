@@ -83,7 +83,9 @@ class Supervisor:
         self._is_draining = False
         self._is_shutting_down = False  # workers end by themselves, unreplaced
         self._orders = Orders()
-        self._ordered: set[Process] = set()  # who was told of them, and has to be
+        # Who was told of the orders, or of the settings, and has to be of new ones.
+        self._ordered: set[Process] = set()
+        self._enlisted: set[Process] = set()
         self.metrics.add_source(self._samples)
         self.on("enlist", self._enlist)
         self.on("leaving", self._leaving)
@@ -203,8 +205,8 @@ class Supervisor:
         """
         load_tls(config.tls)
         self.config = config
-        for process in self.processes:
-            if process.line.is_open:
+        for process in self._enlisted:
+            with contextlib.suppress(LineFailed):  # it has ended
                 process.line.tell("reload", self._settings())
         log.info("settings reloaded")
 
@@ -279,6 +281,7 @@ class Supervisor:
         if process.totals is not None:
             self._past.merge(process.totals, with_gauges=False)
         self._ordered.discard(process)
+        self._enlisted.discard(process)
         for tell in self.on_gone:
             tell(process)
         if self._is_shutting_down and not self.processes:
@@ -289,6 +292,7 @@ class Supervisor:
         return self.config.model_copy(update={"admin": admin}).dump().decode()
 
     def _enlist(self, process: Process, body: None) -> str:
+        self._enlisted.add(process)
         return self._settings()
 
     def _leaving(self, process: Process, body: None) -> None:
@@ -308,7 +312,7 @@ class Supervisor:
         config = self._reread()
         load_tls(config.tls)
         self.config = config
-        answers = await self.ask_all("reload", self._settings())
+        answers = await self.ask_all("reload", self._settings(), only=self._enlisted)
         if troubles := _troubles(answers):
             raise WorkerFailed("; ".join(troubles))
         log.info("settings reloaded")

@@ -38,7 +38,10 @@ class Worker:
         self._line_socket = line
         self._listening = listening
         self._drain_asked = asyncio.Event()
+        self._engine: Engine | None = None  # once it is started
+        self._newer: str | None = None  # settings that came before it was
         self._line.on("drain", lambda body: self._drain_asked.set())
+        self._line.on("reload", self._reload)
 
     async def enlist(self) -> Config:
         """Ask for the settings. Raises LineFailed, TimeoutError."""
@@ -57,13 +60,15 @@ class Worker:
         )
         self._line.on("metrics", lambda body: engine.metrics.totals().pack())
         self._line.on("status", lambda body: engine.status())
-        self._line.on("reload", lambda dumped: _reload(engine, dumped))
         try:
             await engine.start()
         except (OgelError, OSError) as error:
             self._tell("failed", str(error))
             await self._hang_up()
             return False
+        self._engine = engine
+        if self._newer is not None:
+            self._reload(self._newer)
         self._tell("ready")
         try:
             await _first(
@@ -87,6 +92,19 @@ class Worker:
             log.warning("the supervisor is gone: draining")
             await engine.drain(min(engine.config.drain_timeout, ORPHAN_GRACE))
 
+    def _reload(self, dumped: str) -> str:
+        """Take new settings; return why not, or an empty text."""
+        if self._engine is None:
+            self._newer = dumped
+            return ""
+        try:
+            self._engine.reload(Config.restore(dumped))
+        except OgelError as error:
+            # The supervisor read the same files a moment ago.
+            log.error("not reloaded: %s", error)
+            return str(error)
+        return ""
+
     def _tell(self, name: str, body: Any = None) -> None:
         # Who is gone need not be told.
         with contextlib.suppress(LineFailed):
@@ -106,14 +124,3 @@ async def _first(*works: Any) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _reload(engine: Engine, dumped: str) -> str:
-    """Take new settings; return why not, or an empty text."""
-    try:
-        engine.reload(Config.restore(dumped))
-    except OgelError as error:
-        # The supervisor read the same files a moment ago.
-        log.error("not reloaded: %s", error)
-        return str(error)
-    return ""

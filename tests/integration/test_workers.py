@@ -161,6 +161,31 @@ def test_settings_are_read_again_for_all_workers(own_workers: Workers) -> None:
     assert "Traceback" not in own_workers.log.read_text()
 
 
+def test_a_worker_that_starts_meanwhile_gets_the_new_settings(
+    own_workers: Workers,
+) -> None:
+    path = own_workers.directory / "ogelproxy.toml"
+    path.write_text("")
+    own_workers.arguments += ["--config", str(path)]
+    own_workers.start()
+    tenant = own_workers.create_organization(limiter=LimiterMode.OFF)
+    killed = own_workers.signal(2, signal.SIGKILL)
+    eventually(
+        lambda: any(
+            worker["state"] == "starting" for worker in own_workers.status()["workers"]
+        )
+    )
+    # Before it has asked for its settings, and a little later.
+    for seconds in (5.0, 0.2):
+        path.write_text(f"[client]\nidle_in_transaction_timeout = {seconds}\n")
+        own_workers.signal_supervisor(signal.SIGHUP)
+    own_workers.wait_replaced(killed)
+    with own_workers.client(tenant, 2) as client:
+        client.query("BEGIN")
+        assert client.refusal()["C"] == "25P03"
+    assert "Traceback" not in own_workers.log.read_text()
+
+
 def test_a_drain_lets_transactions_of_all_workers_finish(own_workers: Workers) -> None:
     own_workers.start()
     assert own_workers.process is not None
