@@ -282,7 +282,7 @@ class Limiter:
         ]
         self.ask_count += len(calls)
         try:
-            answers = await self._redis.run(LEND, calls)
+            answers = await self._redis.run_each(LEND, calls)
         except RedisUnavailable as error:
             if not self._is_away:
                 logger.warning("no leases, only the floor: %s", error)
@@ -297,7 +297,12 @@ class Limiter:
             zip(asked, answers, strict=True), first
         ):
             record.is_asked = False
-            self._take_in(record, bucket, answer, sent_at, number)
+            if isinstance(answer, RedisUnavailable):
+                # One organisation's trouble is nobody else's.
+                logger.error("no lease for %s: %s", record.handle, answer)
+                bucket.fail(self.clock(), self.clock() + AWAY_INTERVAL)
+            else:
+                self._take_in(record, bucket, answer, sent_at, number)
 
     def _arguments(
         self, record: _Record, bucket: TokenBucket

@@ -131,6 +131,18 @@ class Redis:
         The calls are independent: each is done wholly or not at all. Raises
         RedisUnavailable when any answer is missing; some may have been done then.
         """
+        answers = await self.run_each(script, calls)
+        for answer in answers:
+            if isinstance(answer, RedisUnavailable):
+                raise answer
+        return answers
+
+    async def run_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+        """Run a script as `run` does, for calls that have nothing to do with another.
+
+        In place of an answer that Redis refused is the RedisUnavailable that says so.
+        Raises RedisUnavailable when there are no answers at all.
+        """
         answers = await self._send(script, calls)
         unknown = [n for n, each in enumerate(answers) if _is_unknown(each)]
         if unknown:
@@ -139,10 +151,10 @@ class Redis:
             again = await self._send(script, [calls[n] for n in unknown])
             for n, answer in zip(unknown, again, strict=True):
                 answers[n] = answer
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise RedisUnavailable(_text(answer)) from answer
-        return answers
+        return [
+            RedisUnavailable(_text(each)) if isinstance(each, Exception) else each
+            for each in answers
+        ]
 
     async def _send(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         sha = self._shas.setdefault(script, script.sha)

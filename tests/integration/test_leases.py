@@ -342,6 +342,18 @@ async def test_a_redis_that_comes_back_empty_grants_nothing_twice(
     assert len([when for when in admitted if when > admitted[-1] - 1]) >= 80
 
 
+async def test_a_broken_key_of_one_organisation_stops_no_other(
+    limiters: Callable[..., object], own_valkey: Valkey
+) -> None:
+    limiter = await limiters(floor=0)  # type: ignore[misc]
+    broken, sound = tenant(), tenant()
+    with redis.Redis.from_url(own_valkey.url) as client:
+        client.set(f"ratelimit:{broken.handle}", "not a hash")
+    first, second = limiter.bucket(broken), limiter.bucket(sound)
+    had = await asyncio.gather(Taker(first, []).take(), Taker(second, []).take())
+    assert had == [False, True]
+
+
 async def test_a_higher_limit_is_used_at_once(limiters: Callable[..., object]) -> None:
     limiter = await limiters(floor=0)  # type: ignore[misc]
     who = tenant(max_queries_per_second=5)
