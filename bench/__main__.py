@@ -9,11 +9,11 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import faults, fleet, limits, report
+from bench import faults, fingerprint, fleet, limits, report
 from bench.case import Case, Result, answer, measure
 
 CASES: dict[str, Case] = {
-    case.name: case for case in (limits.CASE, faults.CASE, fleet.CASE)
+    case.name: case for case in (limits.CASE, faults.CASE, fleet.CASE, fingerprint.CASE)
 }
 
 #: Where people read; standard output stays free for answers.
@@ -39,7 +39,7 @@ def _run(case: Case, names: list[str], *, is_quick: bool) -> list[Result]:
 
 @click.command(
     help="Measure CASES, or all of them:\n\n\b\n"
-    + "\n".join(f"{case.name:8} {case.about}" for case in CASES.values())
+    + "\n".join(f"{case.name:11} {case.about}" for case in CASES.values())
 )
 @click.argument("cases", nargs=-1, type=click.Choice(sorted(CASES)), metavar="[CASE]…")
 @click.option("--quick", "is_quick", is_flag=True, help="A short form, as in CI.")
@@ -52,6 +52,11 @@ def _run(case: Case, names: list[str], *, is_quick: bool) -> list[Result]:
     type=click.Path(exists=True, path_type=Path),
     help="Put the tables between the markers in a Markdown file.",
 )
+@click.option(
+    "--corpus",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True),
+    help="Group the statements of *.sql files here too, by `fingerprint`.",
+)
 @click.option("--answer", "is_answer", is_flag=True, hidden=True)
 def main(
     cases: tuple[str, ...],
@@ -61,6 +66,7 @@ def main(
     save: str | None,
     compare: str | None,
     document: Path | None,
+    corpus: str | None,
     is_answer: bool,
 ) -> None:
     chosen = [CASES[name] for name in cases or sorted(CASES)]
@@ -74,6 +80,8 @@ def main(
             for name in case.implementations(is_quick=is_quick)
             if not only or name in only
         ]
+        if corpus is not None and case is fingerprint.CASE:
+            names.append(fingerprint.GROUPING + corpus)
         measured = _run(case, names, is_quick=is_quick)
         tables = case.tables([result for result in measured if result.figures])
         console.print(*tables)

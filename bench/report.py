@@ -105,8 +105,10 @@ def document(path: Path, name: str, tables: Sequence[Table]) -> None:
 
 
 def _markdown(table: Table) -> str:
-    columns = [[Text.from_markup(str(cell)).plain for cell in column.cells]
-               for column in table.columns]  # fmt: skip
+    columns = [
+        [Text.from_markup(str(cell)).plain.replace("|", r"\|") for cell in column.cells]
+        for column in table.columns
+    ]
     heads = [str(column.header) for column in table.columns]
     rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
     rows = [heads, rules, *zip(*columns, strict=True)]
