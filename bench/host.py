@@ -5,7 +5,7 @@
 Reads its part of the trial (`HostSpec`) as a line of JSON, says `READY`, and reads a
 line with the time at which the trial begins. Then it lets the queries of each load
 arrive at the bucket as the relay lets them, and writes every admission to a file as
-it happens, by one write(2) each, so that nothing is lost with the process. At the
+it happens, by one write(2) each: with a killed process at most one is lost. At the
 end it says what it asked of Redis (`HostReport`).
 """
 
