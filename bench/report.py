@@ -99,8 +99,8 @@ def document(path: Path, name: str, tables: Sequence[Table]) -> None:
     if not (found and closed):
         raise LookupError(f"{path} has no {begin} before {end}")
     facts = machine()
-    on = f"{facts['cores']} x {facts['cpu']}, {facts['kernel']}, {facts['commit']}"
-    parts = [*map(_markdown, tables), f"Measured on {on}."]
+    on = f"{facts['cores']} x {facts['cpu']}, kernel {facts['kernel']}"
+    parts = [*map(_markdown, tables), f"Measured on {on}, at {facts['commit']}."]
     path.write_text("\n\n".join([before + begin, *parts, end]) + after)
 
 
@@ -112,7 +112,8 @@ def _markdown(table: Table) -> str:
     heads = [str(column.header) for column in table.columns]
     rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
     rows = [heads, rules, *zip(*columns, strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table.title}:\n\n{lines}" if table.title else lines
 
 
 def _cpu() -> str:
