@@ -73,6 +73,15 @@ def main(
     if is_answer:
         sys.stdout.buffer.write(answer(chosen[0], only[0], is_quick=is_quick))
         return
+    # Asked first: what is wrong with them should not be told minutes later.
+    if compare is not None and not (report.BASELINES / f"{compare}.json").exists():
+        raise click.UsageError(f"there is no baseline {compare}")
+    if document is not None:
+        for case in chosen:
+            try:
+                report.halves(document, case.name)
+            except LookupError as error:
+                raise click.UsageError(str(error)) from None
     results: list[Result] = []
     for case in chosen:
         names = [

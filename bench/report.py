@@ -87,21 +87,26 @@ def comparison(name: str, results: Sequence[Result]) -> Table:
     return table
 
 
-def document(path: Path, name: str, tables: Sequence[Table]) -> None:
-    """Put tables into a Markdown file, between the markers of a case.
+def halves(path: Path, name: str) -> tuple[str, str]:
+    """Split a Markdown file around what is between the markers of a case.
 
     Raises LookupError where there are none.
     """
     begin, end = f"<!-- bench {name} -->", f"<!-- end of bench {name} -->"
-    text = path.read_text()
-    before, found, rest = text.partition(begin)
+    before, found, rest = path.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise LookupError(f"{path} has no {begin} before {end}")
+    return before + begin, end + after
+
+
+def document(path: Path, name: str, tables: Sequence[Table]) -> None:
+    """Put tables into a Markdown file, between the markers; see `halves`."""
+    before, after = halves(path, name)
     facts = machine()
     on = f"{facts['cores']} x {facts['cpu']}, kernel {facts['kernel']}"
     parts = [*map(_markdown, tables), f"Measured on {on}, at {facts['commit']}."]
-    path.write_text("\n\n".join([before + begin, *parts, end]) + after)
+    path.write_text("\n\n".join([before, *parts, after]))
 
 
 def _markdown(table: Table) -> str:
