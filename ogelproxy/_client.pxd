@@ -34,6 +34,7 @@ cdef class ClientCore(Borrower):
     cdef uint32_t prepaid             # tokens taken for the next query
     cdef readonly double waiting_since  # start of a wait for others, 0 for none
     cdef uint32_t granted             # tokens that its wait brought, till used
+    cdef double asked_since           # when it began to wait to know, 0 for none
     cdef double held_since            # start of the wait for a token, 0 for none
     cdef double queued                # seconds waited for others for the next query
     cdef double throttled             # seconds waited for a token for it
@@ -45,7 +46,7 @@ cdef class ClientCore(Borrower):
     cdef Py_ssize_t message(
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have
     ) except -1
-    cdef int stream(self, const char* p, Py_ssize_t size) except -1
+    cdef Py_ssize_t stream(self, const char* p, Py_ssize_t size) except -1
     cdef bint scan_part(self, const char* p, Py_ssize_t size) except -1
     cdef Py_ssize_t request(
         self, char kind, const char* p, Py_ssize_t size, Py_ssize_t have

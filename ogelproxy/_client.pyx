@@ -201,8 +201,9 @@ cdef class ClientCore(Borrower):
         try:
             while i < n and self.phase == CLIENT_READY and not self.is_leaving:
                 if self.body_left:
-                    step = min(self.body_left, n - i)
-                    self.stream(p + i, step)
+                    step = self.stream(p + i, min(self.body_left, n - i))
+                    if step == 0:
+                        break
                     i += step
                     continue
                 if n - i < HEADER:
@@ -312,14 +313,14 @@ cdef class ClientCore(Borrower):
         self.body_dropped = True
         return have
 
-    cdef int stream(self, const char* p, Py_ssize_t size) except -1:
-        """Pass on the next part of a message that is larger than one read."""
+    cdef Py_ssize_t stream(self, const char* p, Py_ssize_t size) except -1:
+        """Pass a large message's next part on; 0 when it has to wait, or was ended."""
+        if not self.body_dropped and self.server is not None:
+            if self.is_scanning and not self.scan_part(p, size):
+                return 0
+            self.reactor.gather.emit(p, size)
         self.body_left -= size
-        if self.body_dropped or self.server is None:
-            return 0
-        if self.is_scanning and not self.scan_part(p, size):
-            return 0
-        return self.reactor.gather.emit(p, size)
+        return size
 
     cdef bint scan_part(self, const char* p, Py_ssize_t size) except -1:
         """See the next part of a query; whether it may be passed on."""
@@ -344,6 +345,8 @@ cdef class ClientCore(Borrower):
         self.reactor.tick()
         wait = self.bucket.take(self.reactor.now, count) if count else 0.0
         if wait != 0 and self.bucket.must_ask:
+            if self.asked_since == 0:
+                self.asked_since = self.reactor.now
             self.line_up(count)
             return HELD
         if wait <= 0:
@@ -360,18 +363,15 @@ cdef class ClientCore(Borrower):
         end = self.wait_until(self.reactor.now)
         if self.reactor.now + wait <= end:
             if self.held_since == 0:
-                self.held_since = self.reactor.now
+                self.held_since = self.asked_since or self.reactor.now
                 self.traffic.delayed += 1
             self.line_up(count)
-            self.timer = self.reactor.loop.call_later(
-                end - self.reactor.now, self.retry
-            )
             return HELD
         memset(&measure, 0, sizeof(Measure))
         measure.refused = count
         if self.held_since:
             measure.throttled_seconds = self.reactor.now - self.held_since
-            self.held_since = 0
+        self.asked_since = self.held_since = 0
         self.traffic.refused += 1
         self.usage.count(self.who, &measure)
         return REFUSED
@@ -379,17 +379,21 @@ cdef class ClientCore(Borrower):
     cdef void waited(self) noexcept:
         if self.held_since:
             self.throttled += self.reactor.now - self.held_since
-            self.held_since = 0
+        self.asked_since = self.held_since = 0
 
     cdef int line_up(self, uint32_t count) except -1:
         """Wait in the queue of the bucket: for tokens, or to know of them."""
+        cdef double left = self.wait_until(self.reactor.now) - self.reactor.now
+        if left > 0:
+            # Later than that it waits for an answer only, which says no or yes.
+            self.timer = self.reactor.loop.call_later(left, self.retry)
         self.phase = CLIENT_HELD
         self.hold()
         self.bucket.join(self, count, self.reactor.now)
         return 0
 
     def wait_until(self, double now):
-        """When its wait for tokens, which begins now if it didn't yet, has to end."""
+        """When its wait for tokens, which may begin now, has to end."""
         cdef double most = self.bucket.max_wait
         if self.server is not None and (
             self.server.status != b"I"
@@ -397,7 +401,7 @@ cdef class ClientCore(Borrower):
             or self.server.replies.count and self.server.flags & FLAG_TRANSACTION
         ):
             most = self.host.transaction_wait
-        return (self.held_since or now) + most
+        return (self.held_since or self.asked_since or now) + most
 
     def grant(self, uint32_t count):
         """End the wait for tokens: they were taken for it."""
@@ -509,22 +513,20 @@ cdef class ClientCore(Borrower):
     def give_up(self, bytes error):
         """Answer the query that waits for a server or a token with an error."""
         cdef char kind
-        if not self.is_waiting or self.in_size < HEADER:
-            return
+        if not self.is_waiting or self.in_size < HEADER or self.body_left:
+            return  # half-way in a message it can't be told
         if self.phase == CLIENT_QUEUED and self.server is not None:
             return
         self.detach_wait()
         self.phase = CLIENT_READY
-        self.waiting_since = self.held_since = 0
+        self.waiting_since = self.asked_since = self.held_since = 0
         self.bucket.refund(self.prepaid)
         self.prepaid = 0
         kind = self.inbox[0]
         self.reactor.gather.clear()
         self.refuse(kind, error)
         if kind == b"Q" or kind == b"F":
-            self.consume(
-                self.drop(frame_size(self.inbox, MAX_MESSAGE), self.in_size)
-            )
+            self.consume(self.drop(frame_size(self.inbox, MAX_MESSAGE), self.in_size))
         self.flush_requests()
         self.resume()
         self.reactor.later(self)

@@ -57,6 +57,7 @@ cdef class SimpleClient(ClientCore):
     ) except -1:
         cdef bint is_whole = size <= have
         cdef uint32_t cost
+        cdef uint32_t paid
         cdef int verdict
         cdef Reply* reply
         if not is_whole and size <= MAX_SEEN:
@@ -84,6 +85,7 @@ cdef class SimpleClient(ClientCore):
             self.prepaid = cost
         if not self.borrow():
             return 0
+        paid = self.prepaid  # for less, perhaps, than has come during a wait
         if is_whole and self.scan.flags & NAMING:
             if self.on_named(p, size):
                 return size
@@ -102,7 +104,8 @@ cdef class SimpleClient(ClientCore):
             reply.queries = 1
             reply.complexity = 100
             self.is_scanning = True
-            self.scan_paid = cost
+            self.is_scanned = False
+            self.scan_paid = paid
             self.scanned_index = (
                 self.server.replies.first + self.server.replies.count - 1
             )
@@ -154,27 +157,38 @@ cdef class SimpleClient(ClientCore):
         return self.forward(p, size, have)
 
     cdef bint scan_part(self, const char* p, Py_ssize_t size) except -1:
+        cdef int verdict
+        # The server runs nothing before the last byte: that is kept until what was
+        # found late is paid for. What was scanned is not scanned again after a wait.
+        if size < self.body_left:
+            scan_feed(&self.scan, p, size)
+            return True
+        if not self.is_scanned:
+            scan_feed(&self.scan, p, size - 1)
+            self.end_scan()
+        if self.scan_owed:
+            verdict = self.pay(self.scan_owed)
+            if verdict == HELD:
+                return False
+            if verdict == REFUSED:
+                # It can be refused with the connection only.
+                self.fail(self.host.refusal(self, self.scan_owed, True))
+                return False
+        self.is_scanning = False
+        return True
+
+    cdef int end_scan(self) except -1:
+        """Note what a query was, when the last of it is there."""
         cdef uint32_t cost
         cdef Reply* reply
-        # The server runs nothing before the last byte, so that a statement found
-        # late can still be refused: with the connection.
-        scan_feed(&self.scan, p, size if self.body_left else size - 1)
-        if self.body_left == 0:
-            self.is_scanning = False
-            scan_finish(&self.scan)
-            reply = self.server.replies.at(
-                self.scanned_index - self.server.replies.first
-            )
-            reply.fingerprint = self.scan.fingerprint
-            reply.complexity = self.scan.complexity
-            reply.queries = max(self.scan.statements, 1)
-            self.note(self.scan.flags, None)
+        scan_finish(&self.scan)
+        self.is_scanned = True
+        reply = self.server.replies.at(
+            self.scanned_index - self.server.replies.first
+        )
+        reply.fingerprint = self.scan.fingerprint
+        reply.complexity = self.scan.complexity
+        reply.queries = max(self.scan.statements, 1)
         cost = self.scan.statements - self.scan.free_statements
-        if cost > self.scan_paid:
-            self.wait = self.bucket.take(self.reactor.now, cost - self.scan_paid)
-            if self.wait > 0:
-                self.reactor.gather.clear()
-                self.fail(self.host.refusal(self, cost, True))
-                return False
-            self.scan_paid = cost
-        return True
+        self.scan_owed = max(cost, self.scan_paid) - self.scan_paid
+        return self.note(self.scan.flags, None)
