@@ -200,7 +200,7 @@ cdef class ServerCore(Lendable):
             if asked and head.action == REPLY_FORWARD and not (
                 self.flags & FLAG_SET_LOCAL
             ):
-                self.client.touch(p[HEADER:size - 1].partition(b"\0")[0])
+                self.client.touch(p[HEADER:size].partition(b"\0")[0])
         if kind == b"A" and size >= HEADER + 4:
             # It comes when it will, amid an answer that is the proxy's own too.
             self.bytes_out += size

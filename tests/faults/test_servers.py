@@ -505,6 +505,7 @@ ANSWERS = {
     "a long end": b"Z\0\0\0\6II",
     "a fatal error": messages.message(b"E", b"SFATAL\0VFATAL\0C57P01\0Mbye\0\0"),
     "an error without fields": messages.message(b"E", b"\0"),
+    "a setting without a name": b"S\0\0\0\4",
     "an unended error": messages.message(b"E", b"SERROR\0C2200"),
 }
 
