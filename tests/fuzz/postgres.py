@@ -4,15 +4,18 @@ Follows src/backend/tcop/postgres.c of version 17 in which message is answered b
 what, and what becomes of statements, portals and the transaction. SQL is a word or
 two: `begin`, `commit`, `rollback`, `copy`, `deallocate all` and `discard all` do
 what they say, `wrong` fails when it is parsed, `fail` when it is run, `die` ends
-the session, and all else is a query that returns its own text.
+the session, and all else is a query that returns its own text. Settings, and what
+the proxy asks of them, are `settings`'.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ogelproxy.protocol.messages import message
+from ogelproxy.protocol.messages import message, parameter_status
+from tests.fuzz.settings import REPORTED, Changes, SessionSettings, answer, row_body
 
 #: What a client may send once it has logged in (manual 55.7).
 FROM_CLIENT = b"QPBECDSHFXdcf"
@@ -20,6 +23,8 @@ EXTENDED = b"PBECDH"
 SMALL = b"DECHScf"  # PQ_SMALL_MESSAGE_LIMIT is theirs
 MAX_SMALL, MAX_FRAME = 10_001, 1 << 30  # bytes with the type
 EXITS = ("commit", "rollback", "end", "abort")
+#: What the proxy sends in place of a query that it refuses.
+REFUSED = "o7s:refused"
 
 
 class Failed(Exception):
@@ -79,14 +84,39 @@ def first_word(text: str) -> str:
     return words[0].rstrip(";") if words else ""
 
 
+def is_well_formed(kind: bytes, body: bytes) -> bool:
+    """Whether what names there are in a message can be read."""
+    fields = Body(body)
+    try:
+        match kind:
+            case b"P" | b"B":
+                fields.string()
+                fields.string()
+            case b"D" | b"C":
+                fields.take(1)
+                fields.string()
+                fields.end()
+            case b"E":
+                fields.string()
+                fields.number(4)
+                fields.end()
+    except Failed:
+        return False
+    return True
+
+
 class Session:
     """Takes a client's bytes in any pieces, gives a server's.
 
     `is_strict` is for what the proxy sends: whole frames of known types only.
+    `start` are the settings of the start-up packet.
     """
 
-    def __init__(self, *, is_strict: bool) -> None:
+    def __init__(
+        self, *, is_strict: bool, start: Mapping[str, str] | None = None
+    ) -> None:
         self.is_strict = is_strict
+        self.settings = SessionSettings(start or {})
         self.is_closed = False
         self.is_broken = False  # the client broke the protocol
         self.status = b"I"
@@ -94,8 +124,6 @@ class Session:
         self.portals: dict[str, Portal] = {}
         self.is_skipping = False  # up to the next Sync
         self.copying = b""  # the type of the message that began a COPY
-        self.ignored_sync = False  # during COPY
-        self.parsed_in_failed = False  # transaction
         self.received = 0
         self._unread = b""
         self._out = bytearray()
@@ -132,6 +160,12 @@ class Session:
     def _put(self, kind: bytes, body: bytes = b"") -> None:
         self._out += message(kind, body)
 
+    def _ready(self) -> None:
+        """ReadyForQuery, behind what changed of the settings that are reported."""
+        if self.settings.has_unreported:
+            self._out += parameter_status(REPORTED, self.settings.report())
+        self._put(b"Z", self.status)
+
     def _error(self, failure: Failed) -> None:
         self.is_broken = self.is_broken or failure.sqlstate == "08P01"
         fields = f"S{failure.severity}\0V{failure.severity}\0C{failure.sqlstate}\0M\0\0"
@@ -139,6 +173,8 @@ class Session:
 
     def _message(self, kind: bytes, body: bytes) -> None:
         if self.is_skipping and kind != b"S":
+            # Nobody has to skip what is none of the protocol's.
+            self.is_broken = self.is_broken or not is_well_formed(kind, body)
             return
         try:
             if self.copying:
@@ -150,6 +186,7 @@ class Session:
             if failure.severity == "FATAL":
                 self.is_closed = True
                 return
+            self.settings.roll_back()
             began = self.copying or kind
             self.copying = b""
             if self.status == b"T":
@@ -158,16 +195,16 @@ class Session:
             if began in EXTENDED:
                 self.is_skipping = True
             elif began != b"S":
-                self._put(b"Z", self.status)
+                self._ready()
 
     def _end_transaction(self) -> None:
         # A failed block keeps nothing that could be run but its end.
         if self.status != b"T":
             self.portals.clear()
+            self.settings.commit()
 
     def _copy(self, kind: bytes, body: bytes) -> None:
         if kind in b"dHS":
-            self.ignored_sync = self.ignored_sync or kind == b"S"
             return
         if kind == b"f":
             raise Failed("57014")
@@ -177,7 +214,7 @@ class Session:
         self._put(b"C", b"COPY 1\0")
         if began == b"Q":
             self._end_transaction()
-            self._put(b"Z", self.status)
+            self._ready()
 
     def _request(self, kind: bytes, body: bytes) -> None:
         fields = Body(body)
@@ -192,13 +229,13 @@ class Session:
                     self._put(b"I")
                 if not self.copying:
                     self._end_transaction()
-                    self._put(b"Z", self.status)
+                    self._ready()
             case b"F":
                 if self.status == b"E":
                     raise Failed("25P02")
                 self._put(b"V", struct.pack(">i", -1))
                 self._end_transaction()
-                self._put(b"Z", self.status)
+                self._ready()
             case b"P":
                 self._parse(fields)
             case b"B":
@@ -213,7 +250,7 @@ class Session:
                 fields.end()
                 self.is_skipping = False
                 self._end_transaction()
-                self._put(b"Z", self.status)
+                self._ready()
             case b"H":
                 fields.end()
 
@@ -223,13 +260,12 @@ class Session:
 
     def _parsed(self, text: str) -> bool:
         """Whether there is a statement in it."""
-        if "wrong" in text:
+        if "wrong" in text or text == REFUSED:
             raise Failed("42601")
         return bool(text.strip(" \t\n\r\f\v;"))
 
     def _parse(self, fields: Body) -> None:
         name, text = fields.string(), fields.string()
-        self.parsed_in_failed = self.parsed_in_failed or self.status == b"E"
         for _ in range(fields.number(2)):
             fields.take(4)
         fields.end()
@@ -299,7 +335,7 @@ class Session:
             self._put(b"C", b"SELECT 0\0")
         elif is_query and limit == 1 and "fail" not in portal.text:
             portal.is_sent = True
-            self._put(*row(portal.text))
+            self._put(*self._row(portal.text))
             self._put(b"s")
         else:
             portal.is_done = portal.is_sent = True
@@ -319,6 +355,11 @@ class Session:
     def _run(self, text: str, kind: bytes) -> None:
         self._check_state(text)
         word = first_word(text)
+        changes = Changes.read(text)
+        if self.is_strict and (fields := answer(text, self.settings)) is not None:
+            self._put(b"D", fields)
+            self._put(b"C", b"SELECT 1\0")
+            return
         if "die" in text:
             raise Failed("57P01", severity="FATAL")
         if "fail" in text:
@@ -332,27 +373,38 @@ class Session:
         elif word in EXITS:
             is_commit = word in ("commit", "end") and self.status != b"E"
             self.status = b"I"
+            if is_commit:
+                self.settings.commit()
+            else:
+                self.settings.roll_back()
             self.portals.clear()
             self._put(b"C", b"COMMIT\0" if is_commit else b"ROLLBACK\0")
         elif text.lower() in ("discard all", "deallocate all"):
             if text.lower() == "discard all" and self.status == b"T":
                 raise Failed("25001")
             self.statements.clear()
+            if text.lower() == "discard all":
+                self.settings.reset_all()
             self._put(b"C", text.upper().encode() + b"\0")
+        elif changes is not None:
+            self.settings.change(changes, is_in_block=self.status == b"T")
+            self._put(b"C", changes.tag)
         else:
             if kind == b"Q":
                 self._put(*describe(text))
-            self._put(*row(text))
+            self._put(*self._row(text))
             self._put(b"C", b"SELECT 1\0")
+
+    def _row(self, text: str) -> tuple[bytes, bytes]:
+        """What a query returns: its text, or the setting that it is to show."""
+        shown = self.settings.shown(text)
+        return b"D", row_body([text if shown is None else shown])
 
 
 def describe(text: str) -> tuple[bytes, bytes]:
     """RowDescription for what returns rows, or NoData."""
     word = first_word(text)
-    is_query = word not in ("", "begin", "copy", "discard", "deallocate", *EXITS)
+    is_query = Changes.read(text) is None and (
+        word not in ("", "begin", "copy", "discard", "deallocate", *EXITS)
+    )
     return (b"T", b"\0\0") if is_query else (b"n", b"")
-
-
-def row(text: str) -> tuple[bytes, bytes]:
-    value = text.encode("latin-1")
-    return b"D", struct.pack(">hi", 1, len(value)) + value

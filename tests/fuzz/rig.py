@@ -7,21 +7,27 @@ runs what it was given when it is told to; the opening of servers; the login.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
+from ogelproxy import sessions
+from ogelproxy._bucket import TokenBucket
+from ogelproxy._pool import Settings
 from ogelproxy._traffic import Traffic
 from ogelproxy._usage import Attribution, UsageTable
 from ogelproxy.allotment import Allotment
 from ogelproxy.client import Client, Session
 from ogelproxy.config import Config, Limits, Secret
 from ogelproxy.config import Pool as PoolConfig
+from ogelproxy.console.peers import Peers
+from ogelproxy.console.tenant import TenantConsole
 from ogelproxy.errors import OgelError
 from ogelproxy.flights import Flights
 from ogelproxy.gate import Admission, Gate
@@ -29,6 +35,7 @@ from ogelproxy.limiter import Limiter
 from ogelproxy.listen import Channels
 from ogelproxy.metrics import Metrics
 from ogelproxy.pool import Pool
+from ogelproxy.protocol import messages
 from ogelproxy.relay import Relay
 from ogelproxy.server import Server
 from ogelproxy.tenants.model import (
@@ -39,6 +46,7 @@ from ogelproxy.tenants.model import (
     Tenant,
     Tier,
 )
+from ogelproxy.usage.ledger import Ledger
 
 #: Rounds in which everything that is under way must have come to rest.
 MAX_ROUNDS = 2000
@@ -95,6 +103,8 @@ class Loop:
     def run_timers(self) -> None:
         due, self.timers = self.timers, []
         for handle in due:
+            if handle.cancelled():  # by one before it
+                continue
             handle._callback(*handle._args)  # type: ignore[attr-defined]
 
 
@@ -150,6 +160,47 @@ class FuzzedChannels(Channels):
         self._server = Ear(self._answered, pool.host.reactor.loop)  # type: ignore[assignment,arg-type]
 
 
+class FuzzedConsole(TenantConsole):
+    """The one view that says the same each time."""
+
+    def __init__(self, relay: Relay, table: UsageTable) -> None:
+        super().__init__(
+            tenants=relay._tenants,
+            gate=relay._gate,
+            ledger=Ledger(table),
+            limiter=relay._limiter,
+            members=relay.clients,
+            peers=Peers(None, 1, None),
+            spawn=relay.spawn,
+        )
+        self._views = {"help": self._views["help"]}
+
+
+class Keeper:
+    """Wakes the queue of a bucket that mints its own tokens."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._waking: asyncio.TimerHandle | None = None
+
+    def ask(self, bucket: TokenBucket) -> None:
+        raise AssertionError("there is nobody to lease from")
+
+    def wake(self, bucket: TokenBucket, wait: float) -> None:
+        self.stop()
+        if math.isfinite(wait):
+            self._waking = self._loop.call_later(wait, self._serve, bucket)
+
+    def _serve(self, bucket: TokenBucket) -> None:
+        self._waking = None
+        bucket.serve(time.monotonic())
+
+    def stop(self) -> None:
+        if self._waking is not None:
+            self._waking.cancel()
+            self._waking = None
+
+
 class Peer:
     """The other end of a connection of the proxy's."""
 
@@ -159,6 +210,7 @@ class Peer:
         self.connection = connection
         self.received = bytearray()
         self.is_ended = False  # nothing more will come
+        self.is_closed = False  # by itself
         self.is_reading = True
 
     def send(self, data: bytes) -> None:
@@ -188,25 +240,46 @@ class Peer:
         return data
 
     def close(self) -> None:
-        self.is_ended = True
+        self.is_ended = self.is_closed = True
         self.sock.close()
 
 
-class Backend(Peer):
-    """The far end of a server connection; `answer` is asked what to say to bytes."""
+class Answerer(Protocol):
+    """Who says what a server says."""
 
-    def __init__(
-        self, sock: socket.socket, server: Server, answer: Callable[[bytes], bytes]
-    ) -> None:
+    @property
+    def is_closed(self) -> bool:
+        """Whether it closes its connection, behind its last answer."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the answer to what came."""
+
+
+class Backend(Peer):
+    """The far end of a server connection."""
+
+    def __init__(self, sock: socket.socket, server: Server, answerer: Answerer) -> None:
         super().__init__(sock, server)
         self.server = server
-        self.answer = answer
+        self.answerer = answerer
         self.owed = bytearray()  # answers kept back
 
     def serve(self) -> None:
         """Make the answer to what has come."""
         if data := self.receive():
-            self.owed += self.answer(data)
+            self.owed += self.answerer.feed(data)
+
+    def say(self) -> bool:
+        """Send what was kept back, and close behind it; tell if there was any."""
+        if self.is_closed:
+            return False
+        owed = bytes(self.owed)
+        self.owed.clear()
+        self.send(owed)
+        if self.answerer.is_closed:
+            self.close()
+            return True
+        return bool(owed)
 
 
 class FuzzedPool(Pool):
@@ -225,7 +298,7 @@ class FuzzedPool(Pool):
         server = Server(self.host.reactor, ours.detach(), self.host, self)
         server.statuses = {}
         self.size += 1
-        self.rig.backends.append(Backend(theirs, server, self.rig.make_answer()))
+        self.rig.backends.append(Backend(theirs, server, self.rig.make_answerer()))
         server.enter_pool()
 
 
@@ -235,7 +308,7 @@ class Rig:
     def __init__(
         self,
         mode: PoolMode,
-        make_answer: Callable[[], Callable[[bytes], bytes]],
+        make_answerer: Callable[[], Answerer],
         *,
         max_servers: int = 2,
         max_prepared: int = 3,
@@ -245,7 +318,7 @@ class Rig:
         max_wait: float = 0.0,
         max_in_flight: int = 0,
     ) -> None:
-        self.make_answer = make_answer
+        self.make_answerer = make_answerer
         self.loop, self.relay, self.attribution, self.table, self.traffic = parts()
         target = Target(
             UUID(int=2),
@@ -265,10 +338,8 @@ class Rig:
         self.pool = FuzzedPool(tenant, target, config, self.relay, allotment)
         self.pool.rig = self
         # A bucket that no time fills, so that an input means the same each time.
-        self.bucket = self.relay._limiter.bucket(tenant)
-        self.bucket.configure(0.0, 0.0, time.monotonic())
-        self.bucket.configure(1e-9, tokens, time.monotonic())
-        self.bucket.refund(int(tokens))
+        self.keeper = Keeper(self.loop)
+        self.bucket = TokenBucket(1e-9, tokens, time.monotonic(), self.keeper)
         self.bucket.mode = {"enforce": 0, "warn": 1, "off": 2}[limiter_mode]
         self.bucket.max_wait = max_wait
         self.flights = Flights()
@@ -276,8 +347,8 @@ class Rig:
         self.backends: list[Backend] = []
         self.clients: list[tuple[Peer, Client]] = []
 
-    def connect(self) -> Peer:
-        """A client that has just logged in."""
+    def connect(self, start: Mapping[str, str] | None = None) -> Peer:
+        """A client that has just logged in, with what it asked for at its start."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         client = Client(self.relay.reactor, ours.detach())
@@ -294,13 +365,22 @@ class Rig:
             **{each.name: known.get(each.name) for each in fields(Session)}
         )
         client.start(
-            *(self.relay, self.pool, self.pool.baseline, self.bucket),
+            *(self.relay, self.pool, self._settings(start or {}), self.bucket),
             *(self.attribution, self.table, self.traffic, self.flights),
         )
         self.relay.enter(client)
         peer = Peer(theirs, client)
         self.clients.append((peer, client))
         return peer
+
+    def _settings(self, start: Mapping[str, str]) -> Settings:
+        """What `Pool.settings` returns once a server took them."""
+        items = tuple(sorted(start.items()))
+        settings = self.pool._intern(start)
+        if items and items not in self.pool._settings:
+            settings.restore = messages.query(sessions.restore(start))
+            self.pool._settings[items] = settings
+        return settings
 
     def _admission(self) -> Admission:
         admitting = self.relay._gate.admit(self.relay._tenants.peek("org_a"))
@@ -335,10 +415,7 @@ class Rig:
         for _ in range(MAX_ROUNDS):
             moved = self.turn()
             for backend in self.backends:
-                if backend.owed:
-                    backend.send(bytes(backend.owed))
-                    backend.owed.clear()
-                    moved = True
+                moved = backend.say() or moved
             calm = 0 if moved else calm + 1
             if calm == 2:  # a signal, as a fuzzer's alarm, may have ended one
                 return
@@ -352,6 +429,8 @@ class Rig:
         for _, client in self.clients:
             client.abort()
         self.settle()
+        assert not self.bucket.queue
+        self.keeper.stop()
         idle = self.pool.idle_servers
         for backend in self.backends:
             server = backend.server
@@ -394,6 +473,7 @@ def parts() -> tuple[Loop, FuzzedRelay, Attribution, UsageTable, Traffic]:
         )
         relay.channels = FuzzedChannels
         table = UsageTable(64)
+        relay.views = FuzzedConsole(relay, table).open
         attribution = Attribution(
             table,
             UUID(int=1).bytes,

@@ -26,11 +26,13 @@ LIMITS = [LimiterMode.OFF, LimiterMode.ENFORCE, LimiterMode.WARN]
 class Fuzzed:
     """A server that checks what it gets, and answers only when told to."""
 
+    is_closed = False  # when a step says so
+
     def __init__(self) -> None:
         self.session = Session(is_strict=True)
         self.owed = b""
 
-    def take(self, data: bytes) -> bytes:
+    def feed(self, data: bytes) -> bytes:
         self.owed += self.session.feed(data)
         return b""
 
@@ -42,19 +44,20 @@ class Course:
         self.servers: list[Fuzzed] = []
         self.rig = Rig(
             MODES[choices & 3],
-            self._make_answer,
+            self._make_answerer,
             max_servers=1 + (choices >> 2 & 1),
             max_prepared=1 + (choices >> 3 & 1),
             max_prepared_bytes=800,
             limiter_mode=LIMITS[(choices >> 4 & 3) % 3],
             max_wait=1e12 if choices & 64 else 0.0,
+            max_in_flight=choices >> 7,
         )
         self.peers = [self.rig.connect(), self.rig.connect()]
 
-    def _make_answer(self) -> object:
+    def _make_answerer(self) -> Fuzzed:
         server = Fuzzed()
         self.servers.append(server)
-        return server.take
+        return server
 
     def backend(self, at: int) -> Backend | None:
         """The latest server connection, or the one before it."""
@@ -76,6 +79,8 @@ class Course:
                 for server, each in zip(self.servers, self.rig.backends, strict=True):
                     each.send(server.owed)
                     server.owed = b""
+                    if server.session.is_closed:
+                        each.close()
             case b"x":
                 peer.close()
             case b"k" if backend is not None:
@@ -150,6 +155,7 @@ FATAL = message(b"E", b"SFATAL\0VFATAL\0C57P01\0Mend\0\0")
 STALE = message(b"E", b"SERROR\0VERROR\0C0A000\0Mno\0RRevalidateCachedQuery\0\0")
 NOTICE = message(b"N", b"SNOTICE\0VNOTICE\0C00000\0Mhm\0\0")
 NOTIFICATION = message(b"A", b"\0\0\0\7channel\0text\0")
+ANSWER = message(b"D", b"\0\1\0\0\0\x0262") + message(b"C", b"SELECT 1\0")
 STATUS = messages.parameter_status("application_name", "b")
 COURSES = (
     (b"c" + query(b"select 1"), b"s" + ROWS + DONE + READY),
@@ -162,6 +168,9 @@ COURSES = (
     (b"c" + query(b"a") * 6, b"t", b"a", b"t", b"C" + NAMED + SYNC, b"t", b"a"),
     (b"c" + query(b"a"), b"s" + ROWS[:-3], b"x", b"s" + FATAL, b"k"),
     (b"c" + query(b"reset all"), b"s" + message(b"C", b"RESET\0") + READY, b"a"),
+    (b"c" + query(b"set a = b"), b"a", b"C" + query(b"set a = c"), b"a", b"c"
+     + query(b"reset a"), b"s" + message(b"C", b"RESET\0") + READY, b"x", b"a"),
+    (b"c" + query(b"set a = b"), b"a", b"s" + ANSWER + READY, b"C" + query(b"a"), b"a"),
     (b"c" + query(b"discard all"), b"s" + message(b"C", b"DISCARD ALL\0") + READY),
     (b"c" + query(b"a"), b"o\1", b"a", b"C" + query(b"b"), b"o\0", b"a", b"e"),
     (b"c" + bind(b"s") + execute() + SYNC, b"r", b"a", b"f", b"r", b"C" + NAMED,
@@ -179,7 +188,19 @@ SEEDS = tuple(
 WORDS = (
     *(STEP, STEP + b"a", STEP + b"c" + query(b"a"), STEP + b"C" + NAMED + SYNC),
     *(STEP + b"s", STEP + b"x", STEP + b"k", STEP + b"t", STEP + b"r", STEP + b"g"),
-    *(READY, READY_T, ROWS, DONE, ERROR, FATAL, STALE, NOTICE, STATUS, NOTIFICATION),
+    *(
+        READY,
+        READY_T,
+        ROWS,
+        DONE,
+        ANSWER,
+        ERROR,
+        FATAL,
+        STALE,
+        NOTICE,
+        STATUS,
+        NOTIFICATION,
+    ),
     *(message(b"1", b""), message(b"2", b""), message(b"3", b""), message(b"I", b"")),
     *(message(b"n", b""), message(b"s", b""), message(b"G", bytes(3)), b"DISCARD ALL"),
     *(message(b"W", bytes(3)), message(b"Z", b"E"), b"RESET\0", b"DEALLOCATE ALL\0"),

@@ -9,16 +9,7 @@ from tests import reference
 from tests.fuzz import targets
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        # Their rig still expects the session state of before it followed clients.
-        pytest.param(name, marks=[pytest.mark.xfail(strict=False)])
-        if name in ("client", "server")
-        else name
-        for name in targets.MODULES
-    ],
-)
+@pytest.mark.parametrize("name", targets.MODULES)
 def test_no_input_of_the_corpus_makes_its_target_fail(name: str) -> None:
     target = targets.load(name)
     inputs = target.inputs

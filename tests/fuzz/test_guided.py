@@ -32,21 +32,7 @@ def sanitised(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-#: Targets that fail on defects of the compiled core which are known and not mended:
-#: a copy of no bytes from NULL at their seeds, then bytes lost before a violation and
-#: servers that wait for a Sync of nobody's.
-UNSTEADY = {"client", "server"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name, marks=[pytest.mark.xfail(strict=False)] if name in UNSTEADY else []
-        )
-        for name in targets.MODULES
-    ],
-)
+@pytest.mark.parametrize("name", targets.MODULES)
 def test_seconds_of_guided_fuzzing_find_nothing(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", "--seconds", "2", name],
