@@ -64,7 +64,10 @@ cdef class ServerCore(Lendable):
                 self.consume(used)
         if self.client is not None and self.client.is_stalled:
             self.client.unstall()
-        if self.was_reset and self.replies.count == 0 and self.status != b"E":
+        if self.was_reset and self.replies.count == 0 and self.status != b"E" and (
+            # Amid a batch it would take its portals, and commit what it did so far.
+            self.client is None or not self.client.is_batch_open
+        ):
             self.restore()
         # Only now: settling may hand this server to the next client.
         if self.phase == SERVER_LENT:

@@ -14,7 +14,7 @@ from psycopg import errors, sql
 from ogelproxy.tenants.model import LimiterMode, PoolMode
 from tests.fixtures.engine import Organization, Proxy
 from tests.fixtures.postgres import Postgres
-from tests.fixtures.wire import SYNC, Wire, bind, execute, kinds, parse, query
+from tests.fixtures.wire import FLUSH, SYNC, Wire, bind, execute, kinds, parse, query
 
 SHARED = (PoolMode.TRANSACTION, PoolMode.AUTO)
 PID = "SELECT pg_backend_pid()"
@@ -163,6 +163,20 @@ def test_undone_a_setting_is_what_it_was_at_the_start(
         client.execute("SET work_mem = '9MB'")
         client.execute(statement)
         assert value(client, "SHOW work_mem") == "6MB"
+
+
+@pytest.mark.parametrize("way", [*SHARED, PoolMode.SESSION])
+def test_a_reset_leaves_the_batch_alone_that_it_is_in(
+    tenant: Organization, way: PoolMode
+) -> None:
+    with Wire(tenant.dsn(str(way)), {"work_mem": "6MB"}) as wire:
+        # A query of the proxy's own would take its portals, and commit what it did.
+        wire.send(parse("RESET work_mem") + bind(portal="p") + parse("SELECT 42"))
+        wire.send(bind() + execute("p") + FLUSH)
+        wire.until("C")
+        assert kinds(wire.ask(execute(), SYNC)) == "DCZ"
+        got = wire.ask(query("SHOW work_mem"))
+        assert got[1].body.endswith(b"6MB")
 
 
 def test_values_are_the_same_in_every_encoding(
