@@ -200,6 +200,8 @@ SESSIONS = (
     parse(b"set a.b = 1") + bind() + execute() + parse(b"fail") + bind() + execute()
     + SYNC + query(b"show a.b") + parse(b"set c = 1", b"s") + bind(b"s") + execute()
     + SYNC + query(b"discard all") + query(b"show c"),
+    parse(b"set c = 1") + bind() + execute() + parse(b"reset b") + bind() + execute()
+    + FLUSH + parse(b"fail") + bind() + execute() + SYNC + query(b"show c"),
     query(b"show o7s.help") + parse(b"show o7s.help", b"s") + bind(b"s")
     + execute(rows=1) + execute() + SYNC + NAMED + SYNC,
     parse(b"select 2") + SYNC + bind() + execute() + SYNC + query(b"a") + bind() + SYNC,
