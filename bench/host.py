@@ -103,9 +103,9 @@ class CountingRedis(Redis):
         super().__init__(config)
         self.calls: Counter[str] = Counter()
 
-    async def run(self, script: Script, calls: Sequence[Call]) -> list[Any]:
+    async def run_each(self, script: Script, calls: Sequence[Call]) -> list[Any]:
         self.calls.update(keys[0] for keys, _ in calls)
-        return await super().run(script, calls)
+        return await super().run_each(script, calls)
 
 
 class Clock:

@@ -268,6 +268,8 @@ def _failures(trial: Trial, rows: Sequence[Row]) -> list[str]:
     ]
     if trial.faults or not trial.has_redis:
         return failures
+    if not all(row.calls_per_second for row in rows):
+        failures.append("no call of Redis was counted: mend CountingRedis")
     for row in rows:
         if row.max_wait and row.steady is not None and row.steady < MIN_SHARE:
             failures.append(f"r={row.rate:g}: {row.steady:.1%} of it was usable")
@@ -328,6 +330,8 @@ def _by_trial(results: Sequence[Result]) -> Table:
         is_control = any(row["control"] for row in result.rows)
         is_right = (excess >= 1) if is_control else (excess <= ROUNDING)
         colour = "green" if is_right else "red"
+        if any(row.get("faults") for row in result.rows):
+            calls = []  # those of hosts that were killed are not known
         table.add_row(
             result.implementation,
             f"[{colour}]{excess:+.2f}[/]",
