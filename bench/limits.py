@@ -28,6 +28,11 @@ LOADS = ("flat", "pulsed", "spiky", "light")
 #: Seconds that a query may wait for a token.
 WAITS = (0.0, 0.1)
 
+#: Names of figures.
+EXCESS = "worst excess, tokens"
+SHARE = "least share of the allowance"
+CALLS = "most calls/s of an organisation"
+
 #: Trials with clients and the whole proxy, and how many workers.
 THROUGH = "clients through "
 THROUGH_SECONDS = 15.0
@@ -178,11 +183,9 @@ class LimitsCase(Case):
                 break
         result = Result(self.name, implementation)
         result.figures = {
-            "worst excess, tokens": max(row.excess for row in rows),
-            "least share of the allowance": min(row.share for row in rows),
-            "most calls/s of an organisation": max(
-                row.calls_per_second for row in rows
-            ),
+            EXCESS: max(row.excess for row in rows),
+            SHARE: min(row.share for row in rows),
+            CALLS: max(row.calls_per_second for row in rows),
         }
         result.rows = [_json(trial, row) for row in rows]
         result.failures = [f"{implementation}: {failure}" for failure in failures]
@@ -193,10 +196,8 @@ class LimitsCase(Case):
         passages = proxied.run(hosts, THROUGH_SECONDS)
         result = Result(self.name, implementation)
         result.figures = {
-            "worst excess, tokens": max(each.excess for each in passages),
-            "least share of the allowance": min(
-                each.admitted / each.allowed for each in passages
-            ),
+            EXCESS: max(each.excess for each in passages),
+            SHARE: min(each.admitted / each.allowed for each in passages),
         }
         result.rows = [
             {"hosts": hosts, "control": None, "load": "clients", **asdict(each)}
@@ -326,17 +327,17 @@ def _by_trial(results: Sequence[Result]) -> Table:
     for column in ("worst excess", "least share", "most calls/s"):
         table.add_column(column, justify="right")
     for result in results:
-        excess, share, *calls = result.figures.values()
+        excess, calls = result.figures[EXCESS], result.figures.get(CALLS)
         is_control = any(row["control"] for row in result.rows)
         is_right = (excess >= 1) if is_control else (excess <= ROUNDING)
         colour = "green" if is_right else "red"
         if any(row.get("faults") for row in result.rows):
-            calls = []  # those of hosts that were killed are not known
+            calls = None  # those of hosts that were killed are not known
         table.add_row(
             result.implementation,
             f"[{colour}]{excess:+.2f}[/]",
-            f"{share:.1%}",
-            *(f"{each:.1f}" for each in calls),
+            f"{result.figures[SHARE]:.1%}",
+            "-" if calls is None else f"{calls:.1f}",
         )
     return table
 
