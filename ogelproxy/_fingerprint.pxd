@@ -115,6 +115,7 @@ cdef struct Scan:
     uint8_t second
     uint8_t previous
     uint8_t free              # how far it is like a free statement
+    uint8_t naming            # which names count as values
     uint8_t is_operand        # an expression may start here
     uint8_t is_routine        # CREATE FUNCTION or PROCEDURE
     uint8_t lists             # entries of `list` in use

@@ -8,8 +8,9 @@ The fingerprint is a 64-bit hash of the tokens in which are equal: literals,
 $n parameters and a sign before a number; NULL, TRUE and FALSE where they are
 values; letter case of unquoted names, and "name" and name; any comments and
 white space; `!=` and `<>`; one element or several equal ones of IN (..), [..]
-and VALUES (..), (..); any trailing semicolons. It is the same in every process
-and of no use as a secret: whoever wants two statements to collide can have it.
+and VALUES (..), (..); trailing semicolons; names of savepoints, of cursors and
+behind DEALLOCATE; and what SET sets to. It is the same in every process, and no
+secret: whoever wants two statements to collide can have it.
 """
 
 from collections import namedtuple
@@ -500,34 +501,33 @@ cdef int fill_tables() except -1:
         (C_OPERATOR, b"~!@#^&|`?+-*/%<>="),
         (C_QUOTE, b"'"),
         (C_DOUBLE_QUOTE, b'"'),
-        (C_DOT, b"."),
-        (C_SEMICOLON, b";"),
+        (C_DOT, b"."), (C_SEMICOLON, b";"),
     ):
         for c in members:
             CLASS[c] = kind
     words = {
         W_ADVISORY_LOCK: "pg_advisory_lock pg_advisory_lock_shared "
-        "pg_try_advisory_lock pg_try_advisory_lock_shared",
-        W_ADVISORY_UNLOCK: "pg_advisory_unlock pg_advisory_unlock_shared "
-        "pg_advisory_unlock_all", W_AND: "and", W_AS: "as", W_ATOMIC: "atomic",
-        W_AUTHORIZATION: "authorization",
-        W_BEGIN: "begin", W_BETWEEN: "between", W_BY: "by", W_CASE: "case",
-        W_CHAIN: "chain", W_COMMIT: "commit abort", W_CONSTANT: "null true false",
-        W_CONSTRAINTS: "constraints", W_CREATE: "create", W_DECLARE: "declare",
-        W_DISTINCT: "distinct", W_END: "end", W_EXECUTE: "execute",
-        W_EXPLAIN: "explain", W_GROUP: "group", W_HAVING: "having", W_HOLD: "hold",
+        "pg_try_advisory_lock pg_try_advisory_lock_shared", W_ADVISORY_UNLOCK:
+        "pg_advisory_unlock pg_advisory_unlock_shared pg_advisory_unlock_all",
+        W_ALL: "all default", W_AND: "and", W_AS: "as", W_ATOMIC: "atomic",
+        W_AUTHORIZATION: "authorization", W_BEGIN: "begin", W_BETWEEN: "between",
+        W_BY: "by", W_CASE: "case", W_CHAIN: "chain", W_COMMIT: "commit abort",
+        W_CONSTANT: "null true false", W_CONSTRAINTS: "constraints", W_CREATE: "create",
+        W_DECLARE: "declare", W_DISTINCT: "distinct", W_END: "end",
+        W_EXECUTE: "execute", W_EXPLAIN: "explain", W_FETCH: "fetch move",
+        W_FROM: "from", W_GROUP: "group", W_HAVING: "having", W_HOLD: "hold",
         W_IN: "in", W_INTO: "into", W_IS: "is", W_JOIN: "join lateral",
         W_LOCAL: "local global", W_NO: "no", W_NOT: "not", W_ORDER: "order",
         W_OVER: "over", W_PG_SETTINGS: "pg_settings", W_PG_TEMP: "pg_temp",
         W_PREPARE: "prepare", W_PREPARED: "prepared", W_RECURSIVE: "recursive",
-        W_REPLACE: "replace", W_RESET: "reset", W_RETURN: "return",
-        W_ROLE: "role session_authorization", W_ROLLBACK: "rollback",
-        W_ROUTINE: "function procedure", W_SAVEPOINT: "savepoint", W_SEED: "setseed",
-        W_SELECT: "select", W_SEQUENCE: "currval lastval", W_SESSION: "session",
-        W_SET: "set", W_SET_CONFIG: "set_config",
-        W_TEMP: "temp temporary", W_TO: "to", W_TRANSACTION: "transaction",
-        W_UNION: "union intersect except", W_UPDATE: "update", W_VALUES: "values",
-        W_WITH: "with", W_WORK: "work",
+        W_RELEASE: "release close deallocate", W_REPLACE: "replace", W_RESET: "reset",
+        W_RETURN: "return", W_ROLE: "role session_authorization",
+        W_ROLLBACK: "rollback", W_ROUTINE: "function procedure",
+        W_SAVEPOINT: "savepoint", W_SEED: "setseed", W_SELECT: "select",
+        W_SEQUENCE: "currval lastval", W_SESSION: "session", W_SET: "set",
+        W_SET_CONFIG: "set_config", W_TEMP: "temp temporary", W_TO: "to",
+        W_TRANSACTION: "transaction", W_UNION: "union intersect except",
+        W_UPDATE: "update", W_VALUES: "values", W_WITH: "with", W_WORK: "work",
     }
     leads = {  # kind, flags, hundredths of complexity
         "begin start": (KIND_BEGIN, FLAG_TRANSACTION, 0),

@@ -59,11 +59,21 @@ cdef enum:  # Scan.free: what was seen of a statement that costs nothing
     F_SAVEPOINT
     F_NAME
 
+cdef enum:  # Scan.naming: which names are values
+    N_NOT
+    N_NEXT   # the next
+    N_SET    # those behind TO and =
+    N_LIST   # from here on, in a list
+    N_ALL    # all that come
+    N_FETCH  # the one behind FROM or IN
+    N_TO     # the one behind TO
+
 cdef enum:  # words that some rule below names
     W_NONE
     W_DOT        # three that are no words, for Scan.previous
     W_OPEN
     W_SEMICOLON
+    W_ALL        # and DEFAULT: no names
     W_AND
     W_AS
     W_ATOMIC
@@ -82,6 +92,8 @@ cdef enum:  # words that some rule below names
     W_END
     W_EXECUTE
     W_EXPLAIN
+    W_FETCH
+    W_FROM
     W_GROUP
     W_HAVING
     W_HOLD
@@ -97,6 +109,7 @@ cdef enum:  # words that some rule below names
     W_PREPARE
     W_PREPARED
     W_RECURSIVE
+    W_RELEASE    # and others that end what they name
     W_REPLACE
     W_RESET
     W_RETURN
@@ -163,6 +176,7 @@ cdef inline void renew(Scan* s) noexcept nogil:
     s.second = W_NONE
     s.previous = W_NONE
     s.free = F_NOT
+    s.naming = N_NOT
     s.is_operand = 0
     s.is_routine = 0
     s.lists = 0
@@ -237,6 +251,8 @@ cdef inline void lead(Scan* s, const Keyword* keyword, uint8_t shape) noexcept n
             s.weight = keyword.weight
         if s.kind == KIND_EMPTY:
             s.kind = keyword.kind if keyword else KIND_OTHER
+        if word:
+            s.naming = naming_of(word)
     elif s.tokens == 1:
         s.second = word
         if word == W_PREPARED and s.lead in (W_COMMIT, W_ROLLBACK):
@@ -262,6 +278,40 @@ cdef inline void lead(Scan* s, const Keyword* keyword, uint8_t shape) noexcept n
             ):
                 s.flags |= FLAG_ROLE
     s.tokens += 1
+
+
+cdef inline uint8_t naming_of(uint8_t lead) noexcept nogil:
+    if lead in (W_SAVEPOINT, W_RELEASE, W_DECLARE):
+        return N_NEXT
+    if lead == W_SET:
+        return N_SET
+    if lead == W_FETCH:
+        return N_FETCH
+    return N_TO if lead == W_ROLLBACK else N_NOT
+
+
+cdef inline uint64_t named(
+    Scan* s, uint64_t value, uint8_t word, uint8_t shape
+) noexcept nogil:
+    """Names that drivers make up for each use, and what SET sets to, are values."""
+    cdef uint64_t equals = mix(SEED_OPERATOR + 1, b"=")
+    if s.naming == N_SET:
+        if word == W_TO or (shape == T_OPERATOR and value == equals):
+            s.naming = N_LIST
+            return equals
+        if shape == T_NAME and s.previous in (W_ROLE, W_AUTHORIZATION):
+            return LITERAL
+    elif s.naming == N_FETCH:
+        if word == W_FROM or word == W_IN:
+            s.naming = N_NEXT
+    elif s.naming == N_TO:
+        if word == W_TO:
+            s.naming = N_NEXT
+    elif shape == T_NAME and word not in (W_ALL, W_SAVEPOINT, W_PREPARE):
+        if s.naming == N_NEXT:
+            s.naming = N_NOT
+        return LITERAL
+    return value
 
 
 cdef inline uint8_t next_free(Scan* s, uint8_t word, uint8_t shape) noexcept nogil:
@@ -372,6 +422,8 @@ cdef inline void take(
         close_list(s)
     if s.free:
         s.free = next_free(s, keyword.word if keyword else W_NONE, shape)
+    if s.naming:
+        value = named(s, value, keyword.word if keyword else W_NONE, shape)
     if s.tokens < 3:
         lead(s, keyword, shape)
         if s.tokens == 1 and s.lead in (W_COMMIT, W_END, W_ROLLBACK):
@@ -388,6 +440,9 @@ cdef inline void take(
         s.hash = mix(s.hash, value)
     s.previous = word
     s.is_operand = is_operand
+    if s.naming == N_LIST:
+        s.naming = N_ALL
+        open_list(s, False)
 
 
 cdef inline void take_mark(Scan* s, uint8_t c) noexcept nogil:
@@ -417,6 +472,8 @@ cdef inline void take_mark(Scan* s, uint8_t c) noexcept nogil:
             s.depth -= 1
     elif c == b"," and is_in_list(s):
         settle_sign(s)
+        if s.tokens < 3:
+            lead(s, NULL, T_OPERATOR)
         end_element(s)
         s.string = 0
         s.previous = W_NONE

@@ -359,12 +359,44 @@ def _close(frames: list[Frame]) -> None:
     frames[-1].current.append(inner.elements)
 
 
+def _name_values(statement: Statement) -> tuple[list[Token], int]:
+    """The tokens, names that are values as such, and where SET's list opens or -1."""
+    tokens = list(statement.tokens)
+    words = statement._lead()
+    begin = len(tokens) - len(words)
+    lead = words[0] if words else ""
+    opens = -1
+    marks = {"fetch": ("from", "in"), "move": ("from", "in"), "rollback": ("to",)}
+    is_next = lead in ("savepoint", "release", "close", "deallocate", "declare")
+    is_marked = False
+    for at in range(begin + 1, len(tokens)):
+        word, _, is_name = tokens[at]
+        value = Token(word, LITERAL)
+        if lead == "set":
+            roles = ("role", "session_authorization", "authorization")
+            if opens < 0 and word in ("to", "="):
+                opens = at
+                tokens[at] = _token("operator", "=", "")
+            elif is_name and opens < 0:
+                if tokens[at - 1].word in roles:
+                    tokens[at] = value
+            elif is_name and word not in ("all", "default", "savepoint", "prepare"):
+                tokens[at] = value
+        elif lead in marks and not is_marked:
+            is_next = is_marked = word in marks[lead]
+        elif is_next and is_name:
+            if word not in ("all", "default", "savepoint", "prepare"):
+                tokens[at] = value
+                is_next = False
+    return tokens, opens
+
+
 def _form(statement: Statement) -> list[Any]:
     """The values to be hashed; a list of lists where a list has been folded."""
     frames = [Frame(-1)]
     depth = 0
     before = ""
-    tokens = statement.tokens
+    tokens, opens = _name_values(statement)
     for at, (word, folded, _) in enumerate(tokens):
         inner = frames[-1]
         if word == "," and inner.depth == depth:
@@ -385,7 +417,8 @@ def _form(statement: Statement) -> list[Any]:
                 _close(frames)
             frames[-1].current.append(folded)
         depth += word in ("(", "[")
-        if (word == "[" or (word == "(" and before == "in")) and len(frames) <= 8:
+        is_opened = word == "[" or (word == "(" and before == "in") or at == opens
+        if is_opened and len(frames) <= 8:
             frames.append(Frame(depth))
         depth = max(0, depth - (word in (")", "]")))
         before = word

@@ -27,7 +27,8 @@ WORDS = """
     over distinct is null true false union except join lateral having with recursive
     hold declare return between listen unlisten deallocate discard copy pg_advisory_lock
     pg_try_advisory_lock_shared pg_advisory_unlock_all set_config pg_temp pg_settings
-    update SELECT Commit exactly8 seventeen_letters nine_letters e E u U b x n
+    release close fetch move all default update SELECT Commit exactly8
+    seventeen_letters nine_letters e E u U b x n
 """.split()
 MARKS = [
     *(
@@ -89,6 +90,8 @@ TEXTS = st.builds(
 @example(b"1e+--\n", None)
 @example(b"select ''\n; '; a'", None)
 @example(b"[[,[", None)
+@example(b"set [ ,", None)
+@example(b"(set role to , ) to = a", None)
 def test_any_text_scans_as_its_twin_says_whole_or_in_pieces(
     text: bytes, data: st.DataObject | None
 ) -> None:
@@ -167,6 +170,21 @@ ALIKE = [
     ("update t set a = null", "update t set a = 'x'"),
     ("begin; select 1; commit", "BEGIN;;select 2;COMMIT;"),
     ("select été", "SELECT été"),
+    ("savepoint a", 'SAVEPOINT "s140_x1"'),
+    ("release savepoint a", "release savepoint b"),
+    ("rollback to a", "rollback to b"),
+    ("rollback work to savepoint a", "rollback work to savepoint b"),
+    ("declare a cursor for select 1", 'declare "B" cursor for select 1'),
+    ("fetch forward 10 from a", 'fetch forward 20 from "b"'),
+    ("move 1 in a", "move 2 in b"),
+    ("close a", "close b"),
+    ("deallocate prepare a", "deallocate prepare b"),
+    ("set search_path to a, public", "set search_path = b"),
+    ("set search_path to a", "set search_path to 'a', \"b\", 'c'"),
+    ("set x = on", "set x to 1"),
+    ("set role a", "set role 'b'"),
+    ("set local role to a", "set local role = b"),
+    ("set session authorization a", "set session authorization b"),
     ("", " -- nothing\n;;"),
 ]
 
@@ -202,6 +220,20 @@ UNLIKE = [
     ("select été", "select ÉTÉ"),
     ("select nine_letters", "select nine_letterz"),
     ("select a, exactly8", "select a, exactly9"),
+    ("savepoint a", "release a"),
+    ("close a", "close all"),
+    ("deallocate a", "deallocate all"),
+    ("declare a cursor for select 1", "declare a cursor for select b"),
+    ("fetch a from c", "fetch b from c"),
+    ("set a = 1", "set b = 1"),
+    ("set a = 1", "set local a = 1"),
+    ("set a = 1", "set a to default"),
+    ("set session authorization a", "set role a"),
+    ("execute a(1)", "execute b(1)"),
+    ("update t set a = b", "update t set a = c"),
+    ("select 1 from a", "select 1 from b"),
+    ("set a = 1; select a", "set a = 1; select b"),
+    ("notify a", "notify b"),
 ]
 
 
