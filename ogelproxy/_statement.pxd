@@ -472,8 +472,6 @@ cdef inline void take_mark(Scan* s, uint8_t c) noexcept nogil:
             s.depth -= 1
     elif c == b"," and is_in_list(s):
         settle_sign(s)
-        if s.tokens < 3:
-            lead(s, NULL, T_OPERATOR)
         end_element(s)
         s.string = 0
         s.previous = W_NONE

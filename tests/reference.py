@@ -277,6 +277,10 @@ class Statement:
             token.is_name for token in self.tokens[len(self.tokens) - len(words) :]
         ]
         kind = KIND_OF.get(words[0] if words else "", "OTHER")
+        # A comma in a list, which no right statement has so early, is no token.
+        opens = ("[", "to", "=") if words[:1] == ["set"] else ("[",)
+        while words[2:3] == [","] and words[1] in opens:
+            del words[2], names[2]
         text = f" {' '.join(words)} "
         flags = set(_flags(words, names, text, kind))
         free = list(words)
