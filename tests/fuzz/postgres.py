@@ -194,7 +194,7 @@ class Session:
             self._end_transaction()
             if began in EXTENDED:
                 self.is_skipping = True
-            elif began != b"S":
+            else:
                 self._ready()
 
     def _end_transaction(self) -> None:
@@ -321,8 +321,9 @@ class Session:
         return self.portals[name]
 
     def _execute(self, fields: Body) -> None:
-        portal, limit = self._portal(fields.string()), fields.number(4)
+        name, limit = fields.string(), fields.number(4)
         fields.end()
+        portal = self._portal(name)
         if not self._parsed(portal.text):
             self._put(b"I")
             return
