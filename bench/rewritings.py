@@ -155,7 +155,9 @@ def _unsigned(statement: str) -> Hashable:
 
 def _plain(statement: str) -> Hashable:
     """Return the words without literals, lists of them and signs, for a key."""
-    return re.sub(r"(?: [-+])? \?(?: , \?)*", " ?", words(statement))
+    text = re.sub(r"(?: [-+])? \?(?: , \?)*", " ?", words(statement))
+    # A cursor has another name beside another number of rows.
+    return re.sub(r"^ (fetch|move) (.* )?\S+ $", r" \1 \2N ", text)
 
 
 def _fingerprint(statement: str) -> Hashable:
