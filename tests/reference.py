@@ -316,6 +316,8 @@ def _flags(words: list[str], names: list[bool], text: str, kind: str) -> Iterato
         yield "TRANSACTION"
     if kind in ("DDL", "COPY", "EXECUTE", "DEALLOCATE", "CLOSE", "DISCARD", "LOAD"):
         yield kind
+    if lead == "do":
+        yield "OPAQUE"
     if kind == "LISTEN":
         yield lead.upper()
     if lead in ("commit", "abort", "rollback") and second == "prepared":
