@@ -308,10 +308,13 @@ cdef class TokenBucket:
                 self.send_back(self.late(now))
         if self.queue:
             self.wake(now, next(iter(self.queue.values())))
-        elif now >= self.renew_at and not self.is_asking:
-            # Nobody wanted it any more.
-            self.is_settling = True
-            self.keeper.ask(self)
+        elif now >= self.renew_at:
+            # Nobody wanted it any more. Little is not worth a question: it is lost.
+            if self.trickle_rate or self.chunk > max(1, self.capacity / 20):
+                self.is_settling = True
+                self.keeper.ask(self)
+            else:
+                self.renew_at = INFINITY
         elif self.is_leased:
             self.keeper.wake(self, self.renew_at - now)
 

@@ -168,12 +168,14 @@ for _, h in pairs(hosts) do
 end
 local share = wanted > 0 and me.demand / wanted or 1
 
--- A chunk: what it needs at once, for a period; more while there is plenty.
+-- A chunk: what it needs at once, for a period; more while there is plenty, so that
+-- who wants little doesn't have to ask for each.
 local want = math.max(need, math.floor(me.demand * P / 1000000))
 local granted = 0
 if need > 0 and level >= need then
-  granted = math.floor(math.min(level, math.max(need, math.min(want, level * share),
-    level * share / 4)))
+  local plenty = math.min(level / 4, 4 * want + 8)
+  granted = math.floor(math.min(level,
+    math.max(need, math.min(want, level * share), plenty)))
 end
 level = level - granted
 me.chunk = me.chunk + granted

@@ -71,11 +71,15 @@ class _Record:
             self.is_asked = True
             self.limiter.question(self, bucket)
 
-    def wake(self, bucket: TokenBucket, wait: float) -> None:
-        """Have the bucket look at its queue in `wait` seconds."""
+    def rest(self) -> None:
+        """Have the bucket look at nothing."""
         if self.waking is not None:
             self.waking.cancel()
             self.waking = None
+
+    def wake(self, bucket: TokenBucket, wait: float) -> None:
+        """Have the bucket look at its queue in `wait` seconds."""
+        self.rest()
         if math.isfinite(wait):
             loop = self.limiter.loop or asyncio.get_running_loop()
             self.waking = loop.call_later(wait, self._serve, bucket)
@@ -158,6 +162,8 @@ class Limiter:
 
     async def stop(self) -> None:
         """Leave the other hosts."""
+        for record in self._records.values():
+            record.rest()
         for task in self._lending:
             task.cancel()
         await asyncio.gather(*self._lending, return_exceptions=True)
