@@ -239,12 +239,12 @@ def test_a_short_accept_queue_and_a_slow_clock_are_told() -> None:
 
 
 async def test_all_is_examined_in_one_go(
-    plane: Plane, valkey: Valkey, mongodb: Mongo, tmp_path: Path
+    looked_at: Plane, valkey: Valkey, mongodb: Mongo, tmp_path: Path
 ) -> None:
     config = Config(
         listen=Listen(port=0),
         admin=Admin(port=0),
-        control=plane.config(),
+        control=looked_at.config(),
         redis=Redis(url=Secret(valkey.url)),
         usage=Usage(spool_dir=tmp_path, mongodb_url=Secret(mongodb.url)),
     )

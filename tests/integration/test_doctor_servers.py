@@ -89,8 +89,8 @@ class Between:
             writer.close()
 
 
-async def test_a_control_plane_in_health_is_found_so(plane: Plane) -> None:
-    found = await plane.examine()
+async def test_a_control_plane_in_health_is_found_so(looked_at: Plane) -> None:
+    found = await looked_at.examine()
     assert all_ok(found)
     assert list(found) == [
         "control plane version",
@@ -104,13 +104,13 @@ async def test_a_control_plane_in_health_is_found_so(plane: Plane) -> None:
     assert "all 1 stored" in found["secret key"].text
 
 
-async def test_a_pool_of_one_connection_is_examined_too(plane: Plane) -> None:
-    config = plane.config().model_copy(update={"max_connections": 1})
-    assert all_ok(await plane.examine(config))
+async def test_a_pool_of_one_connection_is_examined_too(looked_at: Plane) -> None:
+    config = looked_at.config().model_copy(update={"max_connections": 1})
+    assert all_ok(await looked_at.examine(config))
 
 
-async def test_no_url_is_one_failure(plane: Plane) -> None:
-    found = await plane.examine(Control())
+async def test_no_url_is_one_failure(looked_at: Plane) -> None:
+    found = await looked_at.examine(Control())
     assert found["control plane"].verdict is FAIL
     assert "DATABASE_URL" in found["control plane"].advice
 
@@ -123,9 +123,9 @@ async def test_no_url_is_one_failure(plane: Plane) -> None:
     ],
 )
 async def test_an_unreachable_control_plane_is_one_failure_without_its_password(
-    plane: Plane, url: str
+    looked_at: Plane, url: str
 ) -> None:
-    found = await plane.examine(plane.config(url=url))
+    found = await looked_at.examine(looked_at.config(url=url))
     assert list(found) == ["control plane"]
     assert found["control plane"].verdict is FAIL
     assert "hunter22" not in str(found)
@@ -150,37 +150,37 @@ async def test_a_role_that_may_not_make_the_schema_is_a_failure(
     assert "GRANT CREATE" in found["control plane schema"].advice
 
 
-async def test_a_missing_migration_is_told(plane: Plane) -> None:
-    await plane.sql(
+async def test_a_missing_migration_is_told(looked_at: Plane) -> None:
+    await looked_at.sql(
         "DELETE FROM platform.migrations WHERE name = "
         "(SELECT max(name) FROM platform.migrations)"
     )
-    found = await plane.examine()
+    found = await looked_at.examine()
     assert found["control plane schema"].text == "1 migrations are missing"
     assert found["control plane schema"].verdict is WARN
 
 
-async def test_a_schema_of_a_newer_release_is_told(plane: Plane) -> None:
-    await plane.sql("INSERT INTO platform.migrations VALUES ('9999_future.sql')")
-    found = await plane.examine()
+async def test_a_schema_of_a_newer_release_is_told(looked_at: Plane) -> None:
+    await looked_at.sql("INSERT INTO platform.migrations VALUES ('9999_future.sql')")
+    found = await looked_at.examine()
     assert found["control plane schema"].verdict is WARN
     assert "9999_future.sql" in found["control plane schema"].text
 
 
-async def test_a_read_only_control_plane_is_a_failure(plane: Plane) -> None:
-    await plane.sql(
+async def test_a_read_only_control_plane_is_a_failure(looked_at: Plane) -> None:
+    await looked_at.sql(
         sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(
-            sql.Identifier(plane.name)
+            sql.Identifier(looked_at.name)
         )
     )
-    found = await plane.examine()
+    found = await looked_at.examine()
     assert found["control plane writes"].verdict is FAIL
 
 
 async def test_versions_and_connections_are_judged_by_their_numbers(
-    plane: Plane,
+    looked_at: Plane,
 ) -> None:
-    async with Store(plane.config(), None) as store:
+    async with Store(looked_at.config(), None) as store:
         vitals = await store.fetch_vitals()
     for major, verdict in ((12, FAIL), (13, WARN), (14, WARN), (15, OK), (18, OK)):
         other = dataclasses.replace(vitals, version=f"{major}.1", major=major)
@@ -192,47 +192,47 @@ async def test_versions_and_connections_are_judged_by_their_numbers(
 
 
 async def test_notifications_that_do_not_arrive_are_a_failure(
-    plane: Plane, monkeypatch: pytest.MonkeyPatch
+    looked_at: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ogelproxy.tenants.vitals.NOTIFY_TIMEOUT", 0.2)
-    between = Between(plane.postgres.host, plane.postgres.port)
+    between = Between(looked_at.postgres.host, looked_at.postgres.port)
     between.dropped = b"A"  # NotificationResponse
-    url = urlsplit(plane.postgres.dsn(plane.name))
+    url = urlsplit(looked_at.postgres.dsn(looked_at.name))
     async with between.running():
         login = url.netloc.rpartition("@")[0]
         through = url._replace(
             netloc=f"{login}@127.0.0.1:{between.port}", query="sslmode=disable"
         )
-        found = await plane.examine(plane.config(url=through.geturl()))
+        found = await looked_at.examine(looked_at.config(url=through.geturl()))
     assert found["control plane NOTIFY"].verdict is FAIL
     assert found["control plane schema"].verdict is OK
 
 
 @pytest.mark.parametrize("key", [None, "short", "another passphrase of operators"])
 async def test_a_key_that_does_not_decrypt_is_a_failure(
-    plane: Plane, key: str | None
+    looked_at: Plane, key: str | None
 ) -> None:
-    found = await plane.examine(plane.config(key=key))
+    found = await looked_at.examine(looked_at.config(key=key))
     assert found["secret key"].verdict is FAIL
     if key and len(key) > 16:
         assert found["secret key"].text.endswith("strings: org_a/app")
     assert str(key) not in found["secret key"].text.replace("org_a", "")
 
 
-async def test_an_old_key_behind_a_new_one_decrypts(plane: Plane) -> None:
+async def test_an_old_key_behind_a_new_one_decrypts(looked_at: Plane) -> None:
     key = f"another passphrase of operators,{KEY}"
-    found = await plane.examine(plane.config(key=key))
+    found = await looked_at.examine(looked_at.config(key=key))
     assert found["secret key"].verdict is OK
 
 
 @pytest.mark.parametrize(("hours", "word"), [(1, "behind"), (-1, "ahead of")])
 async def test_clocks_apart_are_told_with_their_direction(
-    plane: Plane, valkey: Valkey, hours: int, word: str
+    looked_at: Plane, valkey: Valkey, hours: int, word: str
 ) -> None:
     def now() -> float:
         return time.time() + hours * 3600
 
-    found = await plane.examine(now=now) | await look(valkey.url, now=now)
+    found = await looked_at.examine(now=now) | await look(valkey.url, now=now)
     for subject in ("control plane clock", "redis clock"):
         assert found[subject].verdict is WARN
         assert f"3,600.0 s {word} this machine's" in found[subject].text
