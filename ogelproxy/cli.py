@@ -40,6 +40,9 @@ from ogelproxy.worker import Worker
 
 logger = logging.getLogger("ogelproxy.cli")
 
+#: The last of the descriptors that every process is to have.
+STDERR = 2
+
 VERDICT_STYLES = {
     doctor.Verdict.OK: "green",
     doctor.Verdict.WARN: "yellow",
@@ -61,6 +64,17 @@ class Commands(click.Group):
 @click.version_option(package_name="ogelproxy")
 def main() -> None:
     """Run and operate ogelproxy, a multi-tenant Postgres proxy."""
+    _fill_standard_streams()
+
+
+def _fill_standard_streams() -> None:
+    """Open what of descriptors 0 to 2 we were started without.
+
+    The first sockets would get these numbers, and libuv aborts when it closes one.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(descriptor)
 
 
 for group in (

@@ -315,3 +315,15 @@ def test_a_shutdown_in_a_console_ends_all_workers(own_workers: Workers) -> None:
     assert own_workers.process.wait(10) == 0
     assert not any(map(is_running, pids))
     assert "replaced" not in own_workers.log.read_text()
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_proxy_starts_and_ends_well_without_a_standard_stream(
+    own_workers: Workers, closed: int
+) -> None:
+    own_workers.program = [
+        "-c",
+        f"import os; os.close({closed}); from ogelproxy.cli import main; main()",
+    ]
+    own_workers.start()
+    assert own_workers.stop() == 0
