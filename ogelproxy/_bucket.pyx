@@ -120,12 +120,10 @@ cdef class TokenBucket:
         cdef double room = self.own_capacity if rate else 0
         cdef double wait
         self.must_ask = False
-        if count > self.capacity:
+        if count > self.capacity or self.rate == 0:
             return INFINITY
         if not self.is_leased:
             # From `stamp`, which is later than `now` if the clock stepped back.
-            if rate == 0:
-                return INFINITY
             return lacking / rate + (self.stamp - now) + MARGIN
         if (
             self.trickle_rate

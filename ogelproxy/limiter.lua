@@ -12,7 +12,8 @@
 -- ARGV  1 host, 2 sequence number, 3 tokens it holds, 4 tokens it lacks,
 --       5 demand per second, 6 r, 7 B, 8 version of these two,
 --       9 microseconds of a trickle, 10 of a chunk, 11 sequence number by which it
---       got its latest trickle, 12 tokens it minted by that, 13 tokens it gives back,
+--       got its latest trickle, 0 for none, -1 when it doesn't know any more,
+--       12 tokens it minted by that, 13 tokens it gives back,
 --       14 floor's hosts, 15 share of the floor
 -- Returns tokens granted, tokens to discard, a trickle's rate and capacity, and the
 -- microseconds in which asking again is in vain; nothing for a stale request.
@@ -141,8 +142,13 @@ local me = hosts[host] or {
 hosts[host] = me
 if seq <= me.seq then return {} end
 -- It ended its trickle before it asked; what that left is a part of what it holds. Of
--- a trickle that it never heard of it minted nothing.
-if me.trickle ~= trickle then minted = 0 end
+-- a trickle that it never heard of it minted nothing; of one that it forgot, perhaps
+-- all.
+if trickle < 0 then
+  me.unminted = 0
+elseif me.trickle ~= trickle then
+  minted = 0
+end
 local mintable = me.rate * (math.min(me.rate_until, now) - me.rate_at) / 1000000
 level = level + math.max(0, math.min(me.unminted, mintable - minted))
 local known = me.chunk + me.capacity

@@ -62,7 +62,9 @@ class _Record:
     refusals: int = 0  # since `refused_from`
     refused_from: float = -math.inf  # when the interval of refusals began
     is_asked: bool = False  # a question is waiting to be sent
-    trickle: int = 0  # sequence number by which the latest trickle was got
+    #: Sequence number by which the latest trickle was got; a bucket of before may have
+    #: had another.
+    trickle: int = -1
     waking: asyncio.TimerHandle | None = None  # of the bucket's queue
 
     def ask(self, bucket: TokenBucket) -> None:
@@ -347,8 +349,7 @@ class Limiter:
             bucket.fail(now, max(self._away_until, now))
             return
         chunk, dropped, rate, capacity, wait = map(float, answer)
-        if rate:
-            record.trickle = number
+        record.trickle = number if rate else 0
         bucket.answer(
             now,
             chunk=chunk,

@@ -105,6 +105,13 @@ def trickling(fleet: Fleet) -> None:
         fleet.load(host, poisson(150, 5, fleet.chance))
 
 
+def dropping(fleet: Fleet) -> None:
+    trickling(fleet)
+    for turn in range(50):
+        for host in fleet.hosts:
+            fleet.at(turn / 10, host.drop)
+
+
 #: What the script must not do without: how to take it away, and when that shows.
 CONTROLS = {
     "the wait for leases of before a restart": (
@@ -121,6 +128,10 @@ CONTROLS = {
     "the time that hosts keep leases": (
         ("local LONGER = 1.1", "local LONGER = 0.5"),
         holding,
+    ),
+    "the doubt about trickles of before": (
+        ("if trickle < 0 then", "if false then"),
+        dropping,
     ),
     "the count of what a trickle minted": (
         ("math.min(me.unminted, mintable - minted)", "mintable"),
