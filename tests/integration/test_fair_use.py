@@ -138,7 +138,9 @@ def test_a_lone_client_is_served_beside_a_noisy_organisation(shared: Proxy) -> N
             # One server is always its own: it waits for the processor only.
             assert sorted(took)[50] < 0.2
             assert max(took) < 1
-            assert watch.mean(quiet) == 1
+            # A place is free once Postgres has closed the socket; a look may fall
+            # between the two.
+            assert watch.mean(quiet) == pytest.approx(1, abs=0.05)
             assert watch.mean(noisy) == pytest.approx(SLOTS - 1, abs=0.2)
     assert watch.most <= SLOTS
     assert all(len(names) == 1 for names in watch.pids.values())
