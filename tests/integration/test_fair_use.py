@@ -82,7 +82,8 @@ class Watch:
             while not self._done.wait(0.002):
                 rows = connection.execute(
                     "SELECT pid, datname FROM pg_stat_activity "
-                    "WHERE datname = ANY (%s)",
+                    # Autovacuum's workers are no servers of the proxy's.
+                    "WHERE datname = ANY (%s) AND backend_type = 'client backend'",
                     [list(self._names)],
                 ).fetchall()
                 # Those of two looks were all there at once in between: one look

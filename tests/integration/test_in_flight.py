@@ -94,17 +94,23 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
+        before: set[tuple[object, ...]] = set()
         with psycopg.connect(self._dsn, autocommit=True) as connection:
             while not self._done.is_set():
-                row = connection.execute(
-                    "SELECT count(*) FROM pg_stat_activity "
+                rows = connection.execute(
+                    "SELECT pid, query_start FROM pg_stat_activity "
                     "WHERE datname = %s AND state <> 'idle' "
+                    # Autovacuum's workers are no servers of the proxy's.
+                    "AND backend_type = 'client backend' "
                     # Not a server that the proxy opens or resets.
                     "AND query <> '' AND query NOT LIKE 'DISCARD%%'",
                     [self._database],
-                ).fetchone()
-                assert row is not None
-                self.most = max(self.most, row[0])
+                ).fetchall()
+                # Those of two looks were all under way at once in between: one look
+                # alone takes a while, in which one may end and another begin.
+                now = set(rows)
+                self.most = max(self.most, len(now & before))
+                before = now
 
 
 def waits(proxy: Proxy) -> float:

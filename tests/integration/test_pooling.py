@@ -79,7 +79,9 @@ def servers(organization: Organization) -> set[int]:
     database = organization.direct_dsn.rsplit("/", 1)[1]
     with psycopg.connect(proxy.postgres.dsn(), autocommit=True) as connection:
         rows = connection.execute(
-            "SELECT pid FROM pg_stat_activity WHERE datname = %s", [database]
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE datname = %s AND backend_type = 'client backend'",
+            [database],
         )
         return {row[0] for row in rows}
 
