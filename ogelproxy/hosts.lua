@@ -2,7 +2,7 @@
 -- of every limit without asking (see limiter.lua).
 --
 -- KEYS  1 the hosts: by number, a name and the microseconds until when it is taken
---       2 the run of this server, and since when it is known (see slots.lua)
+--       2 the run of this server, and since when it is known (see epoch.lua)
 -- ARGV  1 name, 2 the number it has, or -1, 3 how many there may be, 4 microseconds
 --       that this one is kept without being renewed, 5 that any is kept at most
 -- Returns the number, or -1 when it gets none for now.
@@ -10,15 +10,7 @@ local name, had = ARGV[1], tonumber(ARGV[2])
 local most, keep = tonumber(ARGV[3]), tonumber(ARGV[4])
 local longest = tonumber(ARGV[5])
 
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-local epoch = redis.call('HMGET', KEYS[2], 'run', 'since')
-local since = tonumber(epoch[2])
-if epoch[1] ~= run or now < since then
-  since = now
-  redis.call('HSET', KEYS[2], 'run', run, 'since', string.format('%.0f', now))
-end
+local now, since, run = epoch(KEYS[2])
 
 -- A Redis that lost its memory doesn't know who uses which number. By the time that
 -- numbers are kept for, each has told or lost its own.

@@ -18,7 +18,7 @@ from ogelproxy.redis import Redis, Script
 
 logger = logging.getLogger(__name__)
 
-REGISTER = Script.read("hosts.lua")
+REGISTER = Script.read("epoch.lua", "hosts.lua")
 
 #: Seconds that a number is kept without being renewed: how long Redis may be away
 #: until nothing is minted any more. Redis counts a tenth longer.

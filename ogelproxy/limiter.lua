@@ -8,7 +8,7 @@
 -- here, and forgets it earlier than this does.
 --
 -- KEYS  1 the bucket, 2 the hosts (see hosts.lua), 3 the run of this server, and since
---       when it is known (see slots.lua)
+--       when it is known (see epoch.lua)
 -- ARGV  1 host, 2 sequence number, 3 tokens it holds, 4 tokens it lacks,
 --       5 demand per second, 6 r, 7 B, 8 version of these two,
 --       9 microseconds of a trickle, 10 of a chunk, 11 sequence number by which it
@@ -36,16 +36,8 @@ local CLAIMED = 1000000
 -- Shortest wait that is told; so few questions can be asked in vain.
 local SHORTEST = 10000
 
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local now, since, run = epoch(KEYS[3])
 local complete = redis.call('HGET', KEYS[2], 'complete') == run
-local epoch = redis.call('HMGET', KEYS[3], 'run', 'since')
-local since = tonumber(epoch[2])
-if epoch[1] ~= run or now < since then
-  since = now
-  redis.call('HSET', KEYS[3], 'run', run, 'since', string.format('%.0f', now))
-end
 
 -- The floor: what the first hosts mint without asking is not granted here. Until all
 -- are known to have told of themselves, each counts as there.

@@ -27,7 +27,7 @@ __all__ = ["Limiter", "TokenBucket"]
 
 logger = logging.getLogger(__name__)
 
-LEND = Script.read("limiter.lua")
+LEND = Script.read("epoch.lua", "limiter.lua")
 
 #: Seconds that a trickle lasts, thus between questions of a host that is always busy.
 TRICKLE_TTL = 0.25

@@ -48,9 +48,10 @@ class Script:
     text: str
 
     @classmethod
-    def read(cls, name: str) -> Script:
-        """Read one that lies beside this module."""
-        return cls(Path(__file__).with_name(name).read_text())
+    def read(cls, *names: str) -> Script:
+        """Read one that lies beside this module, in one or several parts."""
+        directory = Path(__file__).parent
+        return cls("\n".join((directory / name).read_text() for name in names))
 
     @property
     def sha(self) -> str:

@@ -23,16 +23,7 @@ local key, host, number = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local used, held = tonumber(ARGV[3]), tonumber(ARGV[4])
 local wanted, maximum, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-
-local epoch = redis.call('HMGET', KEYS[2], 'run', 'since')
-local since = tonumber(epoch[2])
-if epoch[1] ~= run or now < since then
-  since = now
-  redis.call('HSET', KEYS[2], 'run', run, 'since', string.format('%.0f', now))
-end
+local now, since, run = epoch(KEYS[2])
 local learning = since + keep - now
 if learning > 0 and redis.call('HGET', KEYS[3], 'new') == run then
   learning = 0

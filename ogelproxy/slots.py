@@ -26,7 +26,7 @@ from ogelproxy.redis import Call, Redis, Script
 
 log = logging.getLogger(__name__)
 
-SCRIPT = Script.read("slots.lua")
+SCRIPT = Script.read("epoch.lua", "slots.lua")
 
 #: Seconds for which slots are ours, counted from before they were asked for.
 LEASE_TTL = 8.0
