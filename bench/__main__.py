@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,11 +10,18 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import faults, fingerprint, fleet, limits, report
+from bench import faults, fingerprint, fleet, limits, peers, proxy, report
 from bench.case import Case, Result, answer, measure
 
 CASES: dict[str, Case] = {
-    case.name: case for case in (limits.CASE, faults.CASE, fleet.CASE, fingerprint.CASE)
+    case.name: case
+    for case in (
+        limits.CASE,
+        faults.CASE,
+        fleet.CASE,
+        fingerprint.CASE,
+        proxy.CASE,
+    )
 }
 
 #: Where people read; standard output stays free for answers.
@@ -37,6 +45,18 @@ def _run(case: Case, names: list[str], *, is_quick: bool) -> list[Result]:
     return results
 
 
+def _peers(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Path]:
+    named = {}
+    for value in values:
+        name, _, path = value.partition("=")
+        if name not in peers.PEERS or not os.access(path, os.X_OK):
+            raise click.BadParameter(f"{value}: no NAME=PATH of a program")
+        named[name] = Path(path).resolve()
+    return named
+
+
 @click.command(
     help="Measure CASES, or all of them:\n\n\b\n"
     + "\n".join(f"{case.name:11} {case.about}" for case in CASES.values())
@@ -57,6 +77,14 @@ def _run(case: Case, names: list[str], *, is_quick: bool) -> list[Result]:
     type=click.Path(exists=True, file_okay=False, resolve_path=True),
     help="Group the statements of *.sql files here too, by `fingerprint`.",
 )
+@click.option(
+    "--peer",
+    "named",
+    multiple=True,
+    metavar="NAME=PATH",
+    callback=_peers,
+    help=f"Where the binary of a peer is, of {', '.join(peers.PEERS)}; else on PATH.",
+)
 @click.option("--answer", "is_answer", is_flag=True, hidden=True)
 def main(
     cases: tuple[str, ...],
@@ -67,8 +95,11 @@ def main(
     compare: str | None,
     document: Path | None,
     corpus: str | None,
+    named: dict[str, Path],
     is_answer: bool,
 ) -> None:
+    # Processes that measure are told like this too.
+    os.environ.update({peers.variable(name): str(path) for name, path in named.items()})
     chosen = [CASES[name] for name in cases or sorted(CASES)]
     if is_answer:
         sys.stdout.buffer.write(answer(chosen[0], only[0], is_quick=is_quick))

@@ -78,8 +78,12 @@ class Stack:
         *,
         workers: int,
         settings: Mapping[str, str] | None = None,
+        has_history: bool = True,
     ) -> None:
-        """`settings` are of the proxy's environment, beside those of the stack."""
+        """`settings` are of the proxy's environment, beside those of the stack.
+
+        Without history there is no MongoDB, and the control plane has what it would.
+        """
         self.workers = workers
         self.settings = dict(settings or {})
         self.port = free_port()
@@ -91,7 +95,8 @@ class Stack:
             directory / "control", password=_secret(), settings={"fsync": "off"}
         )
         self.valkey = EmbeddedValkey(directory / "valkey", password=_secret())
-        self.mongo = EmbeddedMongo(directory / "mongo") if is_installed() else None
+        has_mongo = has_history and is_installed()
+        self.mongo = EmbeddedMongo(directory / "mongo") if has_mongo else None
         self.log = directory / "proxy.log"
         self._directory = directory
         self._secret_key = Fernet.generate_key().decode()
@@ -187,7 +192,7 @@ class Stack:
     async def kill_proxy(self) -> None:
         """End the supervisor and all workers without a goodbye."""
         assert self._process is not None
-        pids = [*self.pids(), self._process.pid]
+        pids = {*self.pids(), self._process.pid}
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
@@ -201,6 +206,8 @@ class Stack:
     def pids(self) -> list[int]:
         """The processes of the workers, those that still drain included."""
         assert self._process is not None
+        if self.workers == 1:  # there is no supervisor
+            return [self._process.pid]
         found = psutil.Process(self._process.pid).children()
         return [each.pid for each in found if each.is_running()]
 
@@ -302,9 +309,9 @@ class Stack:
         made = await store.fetch_organization(handle)
         return Organization(made.id, handle, key, tier)
 
-    def url(self, organization: Organization) -> str:
+    def url(self, organization: Organization, database: str = DATABASE) -> str:
         login = f"{organization.handle}:{organization.key}"
-        return f"postgresql://{login}@{LOOPBACK}:{self.port}/{DATABASE}"
+        return f"postgresql://{login}@{LOOPBACK}:{self.port}/{database}"
 
     async def billed(self, organization: Organization) -> int:
         """The queries that the control plane has counted of an organisation."""
