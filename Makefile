@@ -17,7 +17,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@# It calls pycodestyle by name.
-	PATH="$(abspath $(BIN)):$$PATH" cython-lint ogelproxy
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint ogelproxy bench
 	$(BIN)/mypy
 	$(BIN)/python -m tests.stubs
 

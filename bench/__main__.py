@@ -10,7 +10,19 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import faults, fingerprint, fleet, limits, peers, proxy, report
+from bench import (
+    bucket,
+    faults,
+    fingerprint,
+    fleet,
+    layers,
+    limits,
+    peers,
+    proxy,
+    relay,
+    report,
+    wire,
+)
 from bench.case import Case, Result, answer, measure
 
 CASES: dict[str, Case] = {
@@ -19,8 +31,12 @@ CASES: dict[str, Case] = {
         limits.CASE,
         faults.CASE,
         fleet.CASE,
-        fingerprint.CASE,
         proxy.CASE,
+        wire.CASE,
+        fingerprint.CASE,
+        bucket.CASE,
+        layers.CASE,
+        relay.CASE,
     )
 }
 

@@ -7,10 +7,10 @@ the differences are counted by what would undo them.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,17 @@ from pglast.parser import fingerprint as libpg_query
 from rich.markup import escape
 from rich.table import Table
 
-from bench import corpus, grouping, rewritings
-from bench.case import Case, Result
-from ogelproxy._fingerprint import fingerprint, scan
+from bench import corpus, grouping, loops, rewritings
+from bench.case import Result
+from bench.exchanges import POINT_QUERY
+from bench.micro import OURS, TWIN, Micro, Repeated, repeated
+from ogelproxy._fingerprint import scan
 from tests import reference
 
-#: What is measured for speed; the first is the cost of the call alone.
+#: What is measured for speed; the first is what it costs to begin and to end.
 CLASSES = {
     "nothing": "",
-    "point query": "SELECT abalance FROM pgbench_accounts WHERE aid = $1",
+    "point query": POINT_QUERY,
     "query of an ORM": (
         'SELECT "shop_order"."id", "shop_order"."customer_id", "shop_order"."placed", '
         '"shop_order"."total", "shop_customer"."id", "shop_customer"."email" '
@@ -46,34 +48,50 @@ CLASSES = {
     + "/* traceparent='00-5bd66ef5095369c7b0d1f8f4bd33716a-c532cb4098ac3dd2-01' */",
     "dollar quotes": f"DO $body$ BEGIN {'PERFORM refresh(1); ' * 200}END $body$",
 }
-SPEED: dict[str, Callable[[str], object]] = {
-    "ogelproxy": fingerprint,
+#: Beside ours, which is called in C.
+CALLED: dict[str, Callable[[str], object]] = {
     "libpg_query": libpg_query,
-    "plain twin": lambda sql: reference.scan(sql.encode()),
+    TWIN: lambda sql: reference.scan(sql.encode()),
 }
+SPEED = (OURS, *CALLED)
 GROUPING = "grouping of "
 OWN = GROUPING + "our own statements"
 REGRESSION = GROUPING + "Postgres's regression files"
 
 #: Nanoseconds; spec section 9 has 1 µs for limiter, accounting and this together.
 MAX_POINT_QUERY = 1000.0
-ROUNDS = 15
-QUICK_ROUNDS = 5
-ROUND_SECONDS = 0.01
 #: Characters of an example that tables show.
 EXAMPLE_LENGTH = 48
 
 
-class FingerprintCase(Case):
+class FingerprintCase(Micro):
     name = "fingerprint"
     about = "cheap, and grouping what belongs together: beside libpg_query"
+    title = "Time of a fingerprint; least of all rounds"
+    unit = "statement"
+    names = tuple(CLASSES)
 
     def implementations(self, *, is_quick: bool) -> Sequence[str]:
         return [*SPEED, OWN, *([] if is_quick else [REGRESSION])]
 
+    @contextmanager
+    def opened(self, implementation: str) -> Iterator[Mapping[str, Repeated]]:
+        if implementation == OURS:
+            scans = loops.load().Scans
+            yield {name: scans(sql.encode()) for name, sql in CLASSES.items()}
+            return
+        called = CALLED[implementation]
+        yield {name: repeated(partial(called, sql)) for name, sql in CLASSES.items()}
+
     def run(self, implementation: str, *, is_quick: bool) -> Result:
         if implementation in SPEED:
-            return self._run_speed(implementation, is_quick=is_quick)
+            result = super().run(implementation, is_quick=is_quick)
+            if (
+                implementation == OURS
+                and result.figures["point query, ns"] > MAX_POINT_QUERY
+            ):
+                result.failures.append("a point query takes more than 1 µs")
+            return result
         if implementation == OWN:
             files = corpus.files_of(corpus.OWN)
         elif implementation == REGRESSION:
@@ -81,33 +99,6 @@ class FingerprintCase(Case):
         else:
             files = corpus.files_of(Path(implementation.removeprefix(GROUPING)))
         return self._run_grouping(implementation, corpus.statements(files))
-
-    def _run_speed(self, implementation: str, *, is_quick: bool) -> Result:
-        result = Result(self.name, implementation)
-        take = SPEED[implementation]
-        counts = {name: _calls_per_round(take, sql) for name, sql in CLASSES.items()}
-        spent: dict[str, list[float]] = {name: [] for name in CLASSES}
-        # One after the other in each round: a busy moment slows each a little.
-        for _ in range(QUICK_ROUNDS if is_quick else ROUNDS):
-            for name, sql in CLASSES.items():
-                spent[name].append(_nanoseconds(take, sql, counts[name]))
-        for name, sql in CLASSES.items():
-            least = min(spent[name])
-            result.figures[f"{name}, ns"] = least
-            result.rows.append(
-                {
-                    "class": name,
-                    "bytes": len(sql.encode()),
-                    "least_ns": least,
-                    "median_ns": statistics.median(spent[name]),
-                }
-            )
-        if (
-            implementation == "ogelproxy"
-            and result.figures["point query, ns"] > MAX_POINT_QUERY
-        ):
-            result.failures.append("a point query takes more than 1 µs")
-        return result
 
     def _run_grouping(self, implementation: str, statements: list[str]) -> Result:
         judged: list[str] = []
@@ -162,35 +153,18 @@ class FingerprintCase(Case):
 CASE = FingerprintCase()
 
 
-def _calls_per_round(take: Callable[[str], object], sql: str) -> int:
-    count = 1
-    while (once := _nanoseconds(take, sql, count)) * count < ROUND_SECONDS * 1e9:
-        count = max(2 * count, int(ROUND_SECONDS * 1e9 / once))
-    return count
-
-
-def _nanoseconds(take: Callable[[str], object], sql: str, count: int) -> float:
-    """Return what one of `count` calls took."""
-    begin = time.perf_counter_ns()
-    for _ in range(count):
-        take(sql)
-    return (time.perf_counter_ns() - begin) / count
-
-
 def _speed_table(results: Sequence[Result]) -> Table:
-    table = Table(
-        title="Time of a fingerprint, called from Python; least of all rounds"
-    )
+    table = Table(title=FingerprintCase.title)
     table.add_column("statement")
     table.add_column("bytes", justify="right")
     for result in results:
         table.add_column(result.implementation, justify="right")
         table.add_column("per byte", justify="right")
-    for at, name in enumerate(CLASSES):
-        size = results[0].rows[at]["bytes"]
+    for name, sql in CLASSES.items():
+        size = len(sql.encode())
         cells = []
         for result in results:
-            spent = result.rows[at]["least_ns"]
+            spent = result.figures[f"{name}, ns"]
             per_byte = f"{spent / size:,.2f} ns" if size else "-"
             cells += [f"{spent:,.0f} ns", per_byte]
         table.add_row(name, f"{size:,}", *cells)

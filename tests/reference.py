@@ -11,6 +11,38 @@ from typing import Any, NamedTuple
 from ogelproxy._fingerprint import Flag, Kind, ScanResult
 
 
+def cut(data: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Cut messages off `data`: their types and bodies, and what is left."""
+    messages = []
+    while len(data) >= 5:
+        size = 1 + int.from_bytes(data[1:5], "big")
+        if len(data) < size:
+            break
+        messages.append((data[:1], data[5:size]))
+        data = data[size:]
+    return messages, data
+
+
+class TokenBucket:
+    """A token bucket without leases, a queue and modes."""
+
+    def __init__(self, rate: float, capacity: float, now: float) -> None:
+        self.rate = rate
+        self.capacity = self.level = capacity
+        self.stamp = now
+
+    def take(self, now: float, count: int) -> bool:
+        """Take `count` tokens, or none."""
+        if now > self.stamp:
+            minted = (now - self.stamp) * self.rate
+            self.level = min(self.capacity, self.level + minted)
+            self.stamp = now
+        if count > self.level:
+            return False
+        self.level -= count
+        return True
+
+
 class UsageTwin:
     """The usage table as dicts: rows by (payer, fingerprint), one dict per batch.
 
