@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import (
     bucket,
+    count,
     faults,
     fingerprint,
     fleet,
@@ -24,6 +25,7 @@ from bench import (
     wire,
 )
 from bench.case import Case, Result, answer, measure
+from bench.micro import Micro
 
 CASES: dict[str, Case] = {
     case.name: case
@@ -58,6 +60,33 @@ def _run(case: Case, names: list[str], *, is_quick: bool) -> list[Result]:
             progress.update(task, completed=1, description=f"{title} {mark}")
             if not is_live:
                 console.print(title, mark)
+    return results
+
+
+def _measure(
+    chosen: list[Case],
+    only: tuple[str, ...],
+    *,
+    is_quick: bool,
+    document: Path | None,
+    corpus: str | None,
+) -> list[Result]:
+    """Measure and show one case after the other."""
+    results: list[Result] = []
+    for case in chosen:
+        names = [
+            name
+            for name in case.implementations(is_quick=is_quick)
+            if not only or name in only
+        ]
+        if corpus is not None and case is fingerprint.CASE:
+            names.append(fingerprint.GROUPING + corpus)
+        measured = _run(case, names, is_quick=is_quick)
+        tables = case.tables([result for result in measured if result.figures])
+        console.print(*tables)
+        if document is not None:
+            report.document(document, case.name, tables)
+        results += measured
     return results
 
 
@@ -101,6 +130,18 @@ def _peers(
     callback=_peers,
     help=f"Where the binary of a peer is, of {', '.join(peers.PEERS)}; else on PATH.",
 )
+@click.option(
+    "--count",
+    "is_count",
+    is_flag=True,
+    help="Count instructions under callgrind, of the cases that are made of loops.",
+)
+@click.option(
+    "--fail-above",
+    type=click.FloatRange(min=0),
+    metavar="PERCENT",
+    help="End with 1 if more are counted than that above the baseline.",
+)
 @click.option("--answer", "is_answer", is_flag=True, hidden=True)
 def main(
     cases: tuple[str, ...],
@@ -112,38 +153,45 @@ def main(
     document: Path | None,
     corpus: str | None,
     named: dict[str, Path],
+    is_count: bool,
+    fail_above: float | None,
     is_answer: bool,
 ) -> None:
     # Processes that measure are told like this too.
     os.environ.update({peers.variable(name): str(path) for name, path in named.items()})
     chosen = [CASES[name] for name in cases or sorted(CASES)]
+    loops = [case for case in chosen if isinstance(case, Micro)]
     if is_answer:
-        sys.stdout.buffer.write(answer(chosen[0], only[0], is_quick=is_quick))
+        sys.stdout.buffer.write(
+            count.answer(loops)
+            if is_count
+            else answer(chosen[0], only[0], is_quick=is_quick)
+        )
         return
     # Asked first: what is wrong with them should not be told minutes later.
     if compare is not None and not (report.BASELINES / f"{compare}.json").exists():
         raise click.UsageError(f"there is no baseline {compare}")
+    if fail_above is not None and not (is_count and compare):
+        # Seconds differ by more than any useful bound, from one minute to the next.
+        raise click.UsageError("--fail-above goes with --count and --compare")
+    if is_count and (only or corpus or document or len(loops) < len(cases)):
+        raise click.UsageError("--count is of loops only, and of all in a case")
+    if is_count and not count.is_possible():
+        console.print("not counted: valgrind is missing (apt-get install valgrind)")
+        return
     if document is not None:
         for case in chosen:
             try:
                 report.halves(document, case.name)
             except LookupError as error:
                 raise click.UsageError(str(error)) from None
-    results: list[Result] = []
-    for case in chosen:
-        names = [
-            name
-            for name in case.implementations(is_quick=is_quick)
-            if not only or name in only
-        ]
-        if corpus is not None and case is fingerprint.CASE:
-            names.append(fingerprint.GROUPING + corpus)
-        measured = _run(case, names, is_quick=is_quick)
-        tables = case.tables([result for result in measured if result.figures])
-        console.print(*tables)
-        if document is not None:
-            report.document(document, case.name, tables)
-        results += measured
+    if is_count:
+        results = count.count(loops)
+        console.print(count.table(results))
+    else:
+        results = _measure(
+            chosen, only, is_quick=is_quick, document=document, corpus=corpus
+        )
     content = report.to_json(results, is_quick=is_quick)
     if file is not None:
         file.write_bytes(content)
@@ -152,6 +200,11 @@ def main(
     if save is not None:
         console.print(f"kept as {report.save(save, content)}")
     failures = [failure for result in results for failure in result.failures]
+    if compare is not None and fail_above is not None:
+        if reason := count.unlike(compare):
+            console.print(f"not judged: {reason}", highlight=False)
+        else:
+            failures += count.regressions(compare, results, fail_above)
     for failure in failures:
         console.print(f"[red]not kept:[/] {failure}", highlight=False)
     sys.exit(1 if failures else 0)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import shutil
 import subprocess
-from collections.abc import Sequence
+import sysconfig
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +37,8 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cython": version("cython"),
+        "compiler": _compiler(),
+        "valgrind": _output("valgrind", "--version"),
         "uvloop": version("uvloop"),
         "postgres": _said_by(find_binaries, "postgres"),
         "valkey": _said_by(find_valkey, ""),
@@ -61,30 +66,41 @@ def save(name: str, content: bytes) -> Path:
     return path
 
 
+def saved(name: str) -> dict[str, Any]:
+    """Read what `save` kept. Raises FileNotFoundError for an unknown name."""
+    content: dict[str, Any] = orjson.loads((BASELINES / f"{name}.json").read_bytes())
+    return content
+
+
 def comparison(name: str, results: Sequence[Result]) -> Table:
     """Set results beside saved ones. Raises FileNotFoundError for an unknown name."""
-    saved = orjson.loads((BASELINES / f"{name}.json").read_bytes())
-    before = {
-        (each["case"], each["implementation"], figure): value
-        for each in saved["results"]
-        for figure, value in each["figures"].items()
-    }
-    table = Table(title=f"Beside {name} ({saved['machine']['commit']})")
+    table = Table(title=f"Beside {name} ({saved(name)['machine']['commit']})")
     for column in ("case", "implementation", "figure"):
         table.add_column(column)
     for column in (name, "now", "ratio"):
         table.add_column(column, justify="right")
+    for case, implementation, figure, then, now in pairs(name, results):
+        ratio = f"{now / then:.2f}" if then else "-"
+        table.add_row(
+            *(case, implementation, figure), *(f"{then:.4g}", f"{now:.4g}", ratio)
+        )
+    return table
+
+
+def pairs(
+    name: str, results: Sequence[Result]
+) -> Iterator[tuple[str, str, str, float, float]]:
+    """Yield case, implementation, figure, its saved value and the one of now."""
+    before = {
+        (each["case"], each["implementation"], figure): value
+        for each in saved(name)["results"]
+        for figure, value in each["figures"].items()
+    }
     for result in results:
         for figure, now in result.figures.items():
             then = before.get((result.case, result.implementation, figure))
-            if then is None:
-                continue
-            ratio = f"{now / then:.2f}" if then else "-"
-            table.add_row(
-                *(result.case, result.implementation, figure),
-                *(f"{then:.4g}", f"{now:.4g}", ratio),
-            )
-    return table
+            if then is not None:
+                yield result.case, result.implementation, figure, then, now
 
 
 def halves(path: Path, name: str) -> tuple[str, str]:
@@ -136,6 +152,14 @@ def _said_by(find: Any, name: str) -> str:
     return _output(str(found / name) if name else str(found), "--version")
 
 
+def _compiler() -> str:
+    """The first line of what the compiler of extensions says it is."""
+    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    return _output(*shlex.split(command), "--version").partition("\n")[0]
+
+
 def _output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return "unknown"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

@@ -1,0 +1,115 @@
+"""Count: the instructions of the micro cases' loops, under callgrind.
+
+Unlike seconds they are the same on a busy machine, so that a regression can fail a
+build. They say nothing of the kernel, of caches or of branches guessed wrong, and are
+compared only between equal compilers and Pythons.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import orjson
+from rich.table import Table
+
+from bench import loops, report
+from bench.case import ROOT, Result
+from bench.micro import OURS, Micro
+
+if TYPE_CHECKING:
+    from bench._loops import Loop
+
+#: `Result.implementation` of what was counted, and the unit of its figures.
+COUNTED = "instructions"
+#: Passes of the shorter of two runs; the longer has twice as many, and their
+#: difference is shown: what is done once is in both.
+PASSES = 50
+#: Facts of a machine that make equal sources different instructions.
+DECISIVE = ("python", "cython", "compiler", "valgrind")
+
+TOTALS = re.compile(r"^totals: (\d+)$", re.MULTILINE)
+
+
+def is_possible() -> bool:
+    return shutil.which("valgrind") is not None
+
+
+def count(cases: Sequence[Micro]) -> list[Result]:
+    """Count the instructions of a pass through each loop; a result for each case.
+
+    Raises CalledProcessError where that fails, with the reason shown.
+    """
+    loops.build()
+    names = [case.name for case in cases]
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "callgrind.out")
+        done = subprocess.run(
+            [
+                *("valgrind", "--tool=callgrind", "--quiet", "--combine-dumps=yes"),
+                # What comes before the loops is not slowed by being counted.
+                *("--instr-atstart=no", f"--callgrind-out-file={file}"),
+                *(sys.executable, "-m", "bench", *names, "--count", "--answer"),
+            ],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": "0"},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        totals = [int(found) for found in TOTALS.findall(file.read_text())]
+    results = {name: Result(name, COUNTED) for name in names}
+    # In the order of the loops, `once` and `twice` of each; the end of the process
+    # may have dumped once more.
+    for at, (name, loop) in enumerate(orjson.loads(done.stdout)):
+        once, twice = totals[2 * at : 2 * at + 2]
+        results[name].figures[f"{loop}, {COUNTED}"] = (twice - once) / PASSES
+    return list(results.values())
+
+
+def answer(cases: Sequence[Micro]) -> bytes:
+    """Run the loops in this process, under callgrind; return which, in order."""
+    ran = []
+    for case in cases:
+        with case.opened(OURS) as opened:
+            for name, loop in cast("Mapping[str, Loop]", opened).items():
+                loop.instructions(PASSES)
+                ran.append((case.name, name))
+    return orjson.dumps(ran)
+
+
+def table(results: Sequence[Result]) -> Table:
+    shown = Table(title="Instructions of a pass, without the kernel's")
+    shown.add_column("case")
+    shown.add_column("loop")
+    shown.add_column(COUNTED, justify="right")
+    for result in results:
+        for figure, spent in result.figures.items():
+            loop = figure.removesuffix(f", {COUNTED}")
+            shown.add_row(result.case, loop, f"{spent:,.0f}")
+    return shown
+
+
+def unlike(name: str) -> str:
+    """Say why counts can't be compared with a baseline; empty when they can."""
+    then, now = report.saved(name)["machine"], report.machine()
+    return ", ".join(
+        f"{fact} {then.get(fact)} there and {now[fact]} here"
+        for fact in DECISIVE
+        if then.get(fact) != now[fact]
+    )
+
+
+def regressions(name: str, results: Sequence[Result], percent: float) -> list[str]:
+    """Say which counts are more than `percent` above those of a baseline."""
+    return [
+        f"{case}, {figure}: {now:,.0f}, more than {percent:g} % above {then:,.0f}"
+        for case, _, figure, then, now in report.pairs(name, results)
+        if now > then * (1 + percent / 100)
+    ]
