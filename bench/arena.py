@@ -84,7 +84,8 @@ class Arena:
         async with contextlib.AsyncExitStack() as parts:
             await parts.enter_async_context(self.stack)
             postgres = self.stack.postgres
-            await self._make_tables()
+            await self.execute(f"CREATE DATABASE {DATABASE}", database="postgres")
+            await pgbench.prepare(postgres.dsn(DATABASE))
             await self._enlist_ours()
             direct = dict.fromkeys(peers.MODES, postgres.dsn(DATABASE))
             self._add(Contestant(DIRECT, "", None, direct, list))
@@ -105,6 +106,15 @@ class Arena:
 
     async def __aexit__(self, *failure: object) -> None:
         await self._parts.aclose()
+
+    async def execute(self, script: str, *, database: str = DATABASE) -> None:
+        """Run statements without a proxy."""
+        connection = await asyncpg.connect(self.stack.postgres.dsn(database))
+        try:
+            for statement in filter(str.strip, script.split(";")):
+                await connection.execute(statement)
+        finally:
+            await connection.close()
 
     def proxies(self) -> list[Contestant]:
         """Return ours and the peers, without what nobody's figures are beside."""
@@ -138,14 +148,6 @@ class Arena:
                 can_prepare=peer.can_prepare,
             )
         )
-
-    async def _make_tables(self) -> None:
-        connection = await asyncpg.connect(self.stack.postgres.dsn())
-        try:
-            await connection.execute(f"CREATE DATABASE {DATABASE}")
-        finally:
-            await connection.close()
-        await pgbench.prepare(self.stack.postgres.dsn(DATABASE))
 
     async def _enlist_ours(self) -> None:
         stack = self.stack

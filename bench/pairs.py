@@ -82,7 +82,7 @@ async def take_turns(
             try:
                 given[each.name].append(await measure(each))
             except (PgbenchFailed, TimeoutError) as error:
-                broken[each.name] = f"{each.name}: {error!r}"
+                broken[each.name] = repr(error)
     return {name: of for name, of in given.items() if name not in broken}, broken
 
 

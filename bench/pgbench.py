@@ -84,7 +84,7 @@ async def run(
     has_latencies: bool = False,
     cpu: Callable[[], float] = lambda: 0.0,
 ) -> Outcome:
-    """Let `clients` read accounts for `seconds`, at least 2; at `rate` per second.
+    """Let `clients` read accounts for `seconds`, at least 3; at `rate` per second.
 
     `cpu` says what CPU seconds have been used. Raises PgbenchFailed and TimeoutError.
     """

@@ -17,10 +17,11 @@ from typing import Any
 
 from rich.table import Table
 
-from bench import peers, questions
+from bench import bulk, curves, peers, questions
 from bench.arena import Arena
 from bench.case import Case, Result
 from bench.pairs import JUDGED
+from bench.questions import PERCENTILES, RATE
 from ogelproxy.tenants.model import PoolMode
 
 #: What both PgBouncer and ogelproxy have per pool until told otherwise.
@@ -45,7 +46,11 @@ QUESTIONS = {
         servers=max(questions.CLIENTS),
         is_quick=False,
     ),
-    "one connection": Question(questions.ping_pong),
+    "one connection": Question(questions.ping_pong, is_quick=False),
+    "latency": Question(questions.added_latency),
+    "rows": Question(bulk.ask),
+    "crowd": Question(questions.crowd, servers=questions.CROWD_SERVERS),
+    "curves": Question(curves.ask, is_quick=False),
 }
 
 
@@ -83,16 +88,24 @@ class ProxyCase(Case):
     def tables(self, results: Sequence[Result]) -> list[Table]:
         rows = [row for result in results for row in result.rows]
         titles = dict.fromkeys(row["table"] for row in rows if "table" in row)
-        return [
-            _table(title, [row for row in rows if row.get("table") == title])
+        tables = [
+            _comparisons(title, [row for row in rows if row.get("table") == title])
             for title in titles
         ]
+        for kind, make in (
+            ("added by", _added),
+            ("curve", _curves),
+            ("left out", _out),
+        ):
+            if found := [row for row in rows if kind in row]:
+                tables.append(make(found))
+        return tables
 
 
 CASE = ProxyCase()
 
 
-def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+def _comparisons(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title=f"{title}; medians of {rows[0]['pairs']} pairs")
     table.add_column("")
     table.add_column("ogelproxy", justify="right")
@@ -111,4 +124,39 @@ def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
             row["promise"],
             KEPT[row["is_kept"]],
         )
+    return table
+
+
+def _added(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title=f"Latency added at {RATE:,} transactions per second")
+    table.add_column("by")
+    names = [f"P{percent}" for percent in PERCENTILES]
+    for name in (*names, "transactions/s"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        cells = (f"{row[name]:,.0f} µs" for name in names)
+        table.add_row(row["added by"], *cells, f"{row['rate']:,.0f}")
+    return table
+
+
+def _curves(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title=f"Throughput and latency, {rows[0]['curve']}")
+    table.add_column("clients", justify="right")
+    table.add_column("")
+    for name in ("transactions/s", "P50", "P99"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            *(f"{row['x']}", row["implementation"], f"{row['tps']:,.0f}"),
+            *(f"{row['p50_ms']:.2f} ms", f"{row['p99_ms']:.2f} ms"),
+        )
+    return table
+
+
+def _out(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="Left out")
+    table.add_column("who")
+    table.add_column("since")
+    for row in rows:
+        table.add_row(row["left out"], row["reason"])
     return table

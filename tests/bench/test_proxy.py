@@ -12,17 +12,18 @@ from bench.pairs import Promise
 
 
 @pytest.mark.timeout(120)
-def test_a_query_by_pgbouncer_is_timed_beside_one_by_us(
+def test_pgbouncer_s_cpu_time_of_a_transaction_is_beside_ours(
     bench: Callable[..., list[Result]],
 ) -> None:
     try:
         peers.find("pgbouncer")
     except peers.PeerMissing as missing:
         pytest.skip(str(missing))
-    [result] = bench("proxy", "one connection")
+    [result] = bench("proxy", "cost")
     [row] = result.rows
     assert row["peer"].startswith("pgbouncer 1.")
-    assert row["ours"] > 10 and row["theirs"] > 10  # µs: less than no system call
+    # Microseconds: no proxy does with less than some system calls.
+    assert 1 < row["ours"] < 1000 and 1 < row["theirs"] < 1000
     assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])
     assert row["is_kept"] is None  # by one pair
 
