@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from bench import (
 )
 from bench.case import Case, Result, answer, measure
 from bench.micro import Micro
+from bench.pages import Pages
 
 CASES: dict[str, Case] = {
     case.name: case
@@ -63,31 +65,30 @@ def _run(case: Case, names: list[str], *, is_quick: bool) -> list[Result]:
     return results
 
 
-def _measure(
-    chosen: list[Case],
-    only: tuple[str, ...],
-    *,
-    is_quick: bool,
-    document: Path | None,
-    corpus: str | None,
-) -> list[Result]:
-    """Measure and show one case after the other."""
-    results: list[Result] = []
-    for case in chosen:
-        names = [
-            name
-            for name in case.implementations(is_quick=is_quick)
-            if not only or name in only
-        ]
-        if corpus is not None and case is fingerprint.CASE:
-            names.append(fingerprint.GROUPING + corpus)
-        measured = _run(case, names, is_quick=is_quick)
-        tables = case.tables([result for result in measured if result.figures])
-        console.print(*tables)
-        if document is not None:
-            report.document(document, case.name, tables)
-        results += measured
-    return results
+def _names(
+    case: Case, only: tuple[str, ...], corpus: str | None, *, is_quick: bool
+) -> list[str]:
+    """Which implementations of a case are asked for."""
+    names = [
+        name
+        for name in case.implementations(is_quick=is_quick)
+        if not only or name in only
+    ]
+    if corpus is not None and case is fingerprint.CASE:
+        names.append(fingerprint.GROUPING + corpus)
+    return names
+
+
+def _show(case: Case, results: list[Result], pages: Pages, plots: Path | None) -> None:
+    """Show a case on the console, and in pages and plots where there are any."""
+    found = [result for result in results if result.figures]
+    tables = case.tables(found)
+    console.print(*tables)
+    drawn = []
+    if plots is not None:
+        # Loaded when it is asked for: it takes longer than many a case.
+        drawn = importlib.import_module("bench.plot").draw(found, plots)
+    pages.put(case.name, tables, summary=case.summary(found), plots=drawn)
 
 
 def _peers(
@@ -113,9 +114,25 @@ def _peers(
 @click.option("--save", metavar="NAME", help="Keep the results as a baseline.")
 @click.option("--compare", metavar="NAME", help="Show a baseline beside the results.")
 @click.option(
+    "--from",
+    "source",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Show what --json or --save wrote, and measure nothing.",
+)
+@click.option(
     "--document",
-    type=click.Path(exists=True, path_type=Path),
+    "documents",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Put the tables between the markers in a Markdown file.",
+)
+@click.option(
+    "--plot",
+    "plots",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Draw curves of throughput and latency as SVG.",
 )
 @click.option(
     "--corpus",
@@ -150,7 +167,9 @@ def main(
     file: Path | None,
     save: str | None,
     compare: str | None,
-    document: Path | None,
+    source: Path | None,
+    documents: tuple[Path, ...],
+    plots: Path | None,
     corpus: str | None,
     named: dict[str, Path],
     is_count: bool,
@@ -159,6 +178,10 @@ def main(
 ) -> None:
     # Processes that measure are told like this too.
     os.environ.update({peers.variable(name): str(path) for name, path in named.items()})
+    if source is not None:
+        saved = report.read(source)
+        facts, is_quick, results = saved.facts, saved.is_quick, saved.results
+        cases = cases or tuple(dict.fromkeys(result.case for result in results))
     chosen = [CASES[name] for name in cases or sorted(CASES)]
     loops = [case for case in chosen if isinstance(case, Micro)]
     if is_answer:
@@ -174,25 +197,33 @@ def main(
     if fail_above is not None and not (is_count and compare):
         # Seconds differ by more than any useful bound, from one minute to the next.
         raise click.UsageError("--fail-above goes with --count and --compare")
-    if is_count and (only or corpus or document or len(loops) < len(cases)):
+    if is_count and (only or corpus or plots or len(loops) < len(cases)):
         raise click.UsageError("--count is of loops only, and of all in a case")
-    if is_count and not count.is_possible():
+    if is_count and source is None and not count.is_possible():
         console.print("not counted: valgrind is missing (apt-get install valgrind)")
         return
-    if document is not None:
-        for case in chosen:
-            try:
-                report.halves(document, case.name)
-            except LookupError as error:
-                raise click.UsageError(str(error)) from None
+    if source is None:
+        facts, results = report.machine(), []
+    pages = Pages(documents, facts)
+    try:
+        for name in [count.NAME] if is_count else [case.name for case in chosen]:
+            pages.check(name)
+    except LookupError as error:
+        raise click.UsageError(str(error)) from None
     if is_count:
-        results = count.count(loops)
-        console.print(count.table(results))
+        results = results or count.count(loops)
+        tables = [count.table(results)]
+        console.print(*tables)
+        pages.put(count.NAME, tables)
     else:
-        results = _measure(
-            chosen, only, is_quick=is_quick, document=document, corpus=corpus
-        )
-    content = report.to_json(results, is_quick=is_quick)
+        for case in chosen:
+            its = [result for result in results if result.case == case.name]
+            if source is None:
+                names = _names(case, only, corpus, is_quick=is_quick)
+                its = _run(case, names, is_quick=is_quick)
+                results += its
+            _show(case, its, pages, plots)
+    content = report.to_json(results, facts, is_quick=is_quick)
     if file is not None:
         file.write_bytes(content)
     if compare is not None:

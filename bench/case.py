@@ -56,6 +56,10 @@ class Case(ABC):
     def tables(self, results: Sequence[Result]) -> list[Table]:
         """Show results of this case, all with figures, to people."""
 
+    def summary(self, results: Sequence[Result]) -> list[Table]:
+        """What of the tables is for those who read about more than speed."""
+        return []
+
 
 def measure(case: Case, implementation: str, *, is_quick: bool) -> Result:
     """Run one implementation in a fresh process.

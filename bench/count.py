@@ -27,6 +27,8 @@ from bench.micro import OURS, Micro
 if TYPE_CHECKING:
     from bench._loops import Loop
 
+#: What markers of the table name.
+NAME = "count"
 #: `Result.implementation` of what was counted, and the unit of its figures.
 COUNTED = "instructions"
 #: Passes of the shorter of two runs; the longer has twice as many, and their
@@ -98,7 +100,7 @@ def table(results: Sequence[Result]) -> Table:
 
 def unlike(name: str) -> str:
     """Say why counts can't be compared with a baseline; empty when they can."""
-    then, now = report.saved(name)["machine"], report.machine()
+    then, now = report.baseline(name).facts, report.machine()
     return ", ".join(
         f"{fact} {then.get(fact)} there and {now[fact]} here"
         for fact in DECISIVE

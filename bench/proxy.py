@@ -101,6 +101,10 @@ class ProxyCase(Case):
                 tables.append(make(found))
         return tables
 
+    def summary(self, results: Sequence[Result]) -> list[Table]:
+        rows = [row for result in results for row in result.rows if row.get("promise")]
+        return [_summary(rows)] if rows else []
+
 
 CASE = ProxyCase()
 
@@ -159,4 +163,20 @@ def _out(rows: Sequence[dict[str, Any]]) -> Table:
     table.add_column("since")
     for row in rows:
         table.add_row(row["left out"], row["reason"])
+    return table
+
+
+def _summary(rows: Sequence[dict[str, Any]]) -> Table:
+    """What was promised, all of it beside one peer."""
+    table = Table()
+    table.add_column("")
+    table.add_column("ogelproxy", justify="right")
+    table.add_column(rows[0]["peer"], justify="right")
+    table.add_column("ratio", justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['table']}, {row['what']}",
+            *(f"{row[whose]:.3g} {row['unit']}" for whose in ("ours", "theirs")),
+            f"{row['ratio']:.2f}",
+        )
     return table

@@ -11,15 +11,14 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.table import Table
-from rich.text import Text
 
 from bench.case import ROOT, Result
 from ogelproxy.embedded import find_binaries
@@ -46,16 +45,34 @@ def machine() -> dict[str, Any]:
     }
 
 
-def to_json(results: Sequence[Result], *, is_quick: bool) -> bytes:
+def to_json(
+    results: Sequence[Result], facts: Mapping[str, Any], *, is_quick: bool
+) -> bytes:
     """Return what --json and --save write."""
     return orjson.dumps(
         {
-            "machine": machine(),
+            "machine": facts,
             "quick": is_quick,
             "results": [asdict(result) for result in results],
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Results that were written, and the machine that they are of."""
+
+    facts: dict[str, Any]
+    is_quick: bool
+    results: list[Result]
+
+
+def read(path: Path) -> Saved:
+    """Read what `to_json` wrote. Raises FileNotFoundError where nothing is."""
+    content = orjson.loads(path.read_bytes())
+    results = [Result(**each) for each in content["results"]]
+    return Saved(content["machine"], content["quick"], results)
 
 
 def save(name: str, content: bytes) -> Path:
@@ -66,15 +83,14 @@ def save(name: str, content: bytes) -> Path:
     return path
 
 
-def saved(name: str) -> dict[str, Any]:
-    """Read what `save` kept. Raises FileNotFoundError for an unknown name."""
-    content: dict[str, Any] = orjson.loads((BASELINES / f"{name}.json").read_bytes())
-    return content
+def baseline(name: str) -> Saved:
+    """Return what `save` kept. Raises FileNotFoundError for an unknown name."""
+    return read(BASELINES / f"{name}.json")
 
 
 def comparison(name: str, results: Sequence[Result]) -> Table:
     """Set results beside saved ones. Raises FileNotFoundError for an unknown name."""
-    table = Table(title=f"Beside {name} ({saved(name)['machine']['commit']})")
+    table = Table(title=f"Beside {name} ({baseline(name).facts['commit']})")
     for column in ("case", "implementation", "figure"):
         table.add_column(column)
     for column in (name, "now", "ratio"):
@@ -92,49 +108,15 @@ def pairs(
 ) -> Iterator[tuple[str, str, str, float, float]]:
     """Yield case, implementation, figure, its saved value and the one of now."""
     before = {
-        (each["case"], each["implementation"], figure): value
-        for each in saved(name)["results"]
-        for figure, value in each["figures"].items()
+        (each.case, each.implementation, figure): value
+        for each in baseline(name).results
+        for figure, value in each.figures.items()
     }
     for result in results:
         for figure, now in result.figures.items():
             then = before.get((result.case, result.implementation, figure))
             if then is not None:
                 yield result.case, result.implementation, figure, then, now
-
-
-def halves(path: Path, name: str) -> tuple[str, str]:
-    """Split a Markdown file around what is between the markers of a case.
-
-    Raises LookupError where there are none.
-    """
-    begin, end = f"<!-- bench {name} -->", f"<!-- end of bench {name} -->"
-    before, found, rest = path.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise LookupError(f"{path} has no {begin} before {end}")
-    return before + begin, end + after
-
-
-def document(path: Path, name: str, tables: Sequence[Table]) -> None:
-    """Put tables into a Markdown file, between the markers; see `halves`."""
-    before, after = halves(path, name)
-    facts = machine()
-    on = f"{facts['cores']} x {facts['cpu']}, kernel {facts['kernel']}"
-    parts = [*map(_markdown, tables), f"Measured on {on}, at {facts['commit']}."]
-    path.write_text("\n\n".join([before, *parts, after]))
-
-
-def _markdown(table: Table) -> str:
-    columns = [
-        [Text.from_markup(str(cell)).plain.replace("|", r"\|") for cell in column.cells]
-        for column in table.columns
-    ]
-    heads = [str(column.header) for column in table.columns]
-    rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
-    rows = [heads, rules, *zip(*columns, strict=True)]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table.title}:\n\n{lines}" if table.title else lines
 
 
 def _cpu() -> str:

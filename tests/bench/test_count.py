@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import orjson
 import pytest
 
 from bench import count, report
@@ -54,12 +53,8 @@ def test_no_query_takes_more_instructions_than_are_kept(tmp_path: Path) -> None:
     # Where that is as it should be: python -m bench --count --save instructions
     assert done.returncode == 0, done.stderr
     kept, now = (
-        {
-            (each["case"], figure)
-            for each in content["results"]
-            for figure in each["figures"]
-        }
-        for content in (report.saved(BASELINE), orjson.loads(file.read_bytes()))
+        {(each.case, figure) for each in saved.results for figure in each.figures}
+        for saved in (report.baseline(BASELINE), report.read(file))
     )
     assert kept == now, "a loop is new or gone"
     loops = [case for case in CASES.values() if isinstance(case, Micro)]
