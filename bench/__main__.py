@@ -13,10 +13,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import (
     bucket,
+    connect,
     count,
     faults,
     fingerprint,
     fleet,
+    idle,
     layers,
     limits,
     peers,
@@ -36,6 +38,8 @@ CASES: dict[str, Case] = {
         faults.CASE,
         fleet.CASE,
         proxy.CASE,
+        connect.CASE,
+        idle.CASE,
         wire.CASE,
         fingerprint.CASE,
         bucket.CASE,

@@ -7,8 +7,10 @@ like with like: as many servers as ours, one thread, logins by SCRAM where they 
 
 from __future__ import annotations
 
+import base64
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -21,6 +23,7 @@ from typing import ClassVar
 
 import psycopg
 
+from ogelproxy.auth.scram import ITERATIONS, SALT_BYTES, make_verifier
 from ogelproxy.child import LOOPBACK, Child
 from ogelproxy.embedded import SUPERUSER, EmbeddedPostgres
 from ogelproxy.tenants.model import PoolMode
@@ -118,9 +121,28 @@ class Peer(Child):
 
 
 class PgBouncer(Peer):
+    """It hands on what its clients have proven, to a role with the same secret.
+
+    From a password it would derive the keys anew at each of their logins.
+    """
+
     name = title = "pgbouncer"
     commands = frozenset({"pgbouncer"})
     speaks_unix = True
+
+    def __init__(self, directory: Path, upstream: Upstream, password: str) -> None:
+        super().__init__(directory, upstream, password)
+        salt = secrets.token_bytes(SALT_BYTES)
+        keys = make_verifier(password, salt, ITERATIONS)
+        parts = [base64.b64encode(each).decode() for each in (salt, *keys)]
+        self._secret = f"SCRAM-SHA-256${ITERATIONS}:{parts[0]}${parts[1]}:{parts[2]}"
+
+    async def start(self) -> None:
+        with psycopg.connect(self.upstream.postgres.dsn()) as connection:
+            connection.execute(f"DROP ROLE IF EXISTS {USER}")
+            role = f"CREATE ROLE {USER} LOGIN SUPERUSER PASSWORD '{self._secret}'"
+            connection.execute(role.encode())
+        await super().start()
 
     def can_prepare(self, mode: PoolMode) -> bool:
         numbers = tuple(map(int, self.version.split(".")[:2]))
@@ -129,10 +151,7 @@ class PgBouncer(Peer):
     def files(self) -> Mapping[str, str]:
         its = self.upstream
         host = its.postgres.socket_directory or LOOPBACK
-        where = (
-            f"host={host} port={its.postgres.port} dbname={its.database} "
-            f"user={SUPERUSER} password={its.password}"
-        )
+        where = f"host={host} port={its.postgres.port} dbname={its.database}"
         databases = [f"{mode.value} = {where} pool_mode={mode.value}" for mode in MODES]
         settings = {
             "listen_addr": LOOPBACK,
@@ -148,7 +167,7 @@ class PgBouncer(Peer):
             "pgbouncer.ini": "\n".join(
                 ["[databases]", *databases, "[pgbouncer]", *lines, ""]
             ),
-            "users": f'"{USER}" "{self.password}"\n',
+            "users": f'"{USER}" "{self._secret}"\n',
         }
 
     def command(self) -> list[str]:

@@ -204,7 +204,7 @@ class Stack:
         self._process.send_signal(signal.SIGUSR1)
 
     def pids(self) -> list[int]:
-        """The processes of the workers, those that still drain included."""
+        """The processes that carry clients, workers that still drain included."""
         assert self._process is not None
         if self.workers == 1:  # there is no supervisor
             return [self._process.pid]
