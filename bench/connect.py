@@ -124,7 +124,7 @@ class _Question:
         )
         self._tell(
             *(runs, lambda run: run.rate),
-            *(table, "logins per second", "/s"),
+            *(table, "logins", "/s"),
             promise=Promise(1.0, is_least=True),
         )
 
