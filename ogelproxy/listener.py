@@ -53,7 +53,11 @@ class Listener:
 
         Raises OSError naming the settings that failed.
         """
-        self._sockets.append(given or bind(self._config.listen))
+        sock = given or bind(self._config.listen)
+        # On Linux what is accepted has them from here: two calls fewer per client.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._sockets.append(sock)
         self._watch()
 
     def close(self) -> None:
@@ -98,8 +102,6 @@ class Listener:
                 self._pause()
                 return
             accepted.setblocking(False)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             client = Client(self._relay.reactor, accepted.detach())
             client.address = peer[0].removeprefix("::ffff:")
             client.port = peer[1]

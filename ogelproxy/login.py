@@ -11,9 +11,9 @@ import asyncio
 import ipaddress
 import logging
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -64,6 +64,17 @@ class Tls:
 
     context: ssl.SSLContext
     end_point: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Guest:
+    """A client that has proven who it is, and is not let in yet."""
+
+    client: Client
+    packet: startup.Startup
+    credential: Credential
+    #: The end of the proof: it travels with what comes next.
+    answer: bytes = field(repr=False)
 
 
 class Login:
@@ -155,18 +166,27 @@ class Login:
         if packet is None:
             client.close()
             return
-        credential = await self._authenticate(client, packet)
+        guest = await self._authenticate(client, packet)
+        try:
+            await self._receive(guest)
+        except OgelError:
+            client.send(guest.answer)
+            raise
+
+    async def _receive(self, guest: _Guest) -> None:
+        """Let a client in whose proof was good, if it may."""
+        credential, database = guest.credential, guest.packet.database
         if credential.handle == OPERATORS:
-            if packet.database not in DATABASES:
-                raise DatabaseUnknown(packet.database)
+            if database not in DATABASES:
+                raise DatabaseUnknown(database)
             # The console is told of changes from now on; one may have been before.
             operators = await self._tenants.find(OPERATORS)
             if operators is None or not _has_key(operators, credential):
                 raise CredentialRejected("the key was revoked during the login")
-            self._console.enter(client, credential)
+            self._console.enter(guest.client, credential, guest.answer)
             return
         tenant = await self._tenants.find(credential.handle)
-        if tenant is not None and packet.database not in tenant.databases:
+        if tenant is not None and database not in tenant.databases:
             # It may have been made a moment ago.
             tenant = await self._tenants.refresh(credential.handle)
         if tenant is None or tenant.is_suspended:
@@ -174,31 +194,23 @@ class Login:
         # What is known of it from here on is news, and nothing is none.
         self._tenants.hold(tenant.handle)
         try:
-            await self._let_in(client, packet, credential, tenant)
+            await self._let_in(guest, tenant)
         finally:
             self._tenants.release(tenant.handle)
 
-    async def _let_in(
-        self,
-        client: Client,
-        packet: startup.Startup,
-        credential: Credential,
-        tenant: Tenant,
-    ) -> None:
-        target = self._router.route(tenant, packet.database)
+    async def _let_in(self, guest: _Guest, tenant: Tenant) -> None:
+        target = self._router.route(tenant, guest.packet.database)
         admission = await self._admit(tenant)
         try:
-            if packet.replication:
-                await self._replicate(
-                    client, packet, credential, tenant, target, admission
-                )
+            if guest.packet.replication:
+                await self._replicate(guest, tenant, target, admission)
                 return
             pool = self._router.pool(tenant, target)
             # Connections under way count as clients: the pool must not go.
-            settings = await pool.settings(_session_settings(packet))
-            self._welcome(client, packet, credential, tenant, admission, pool, settings)
+            settings = await pool.settings(guest.packet.session)
+            self._welcome(guest, tenant, admission, pool, settings)
         except BaseException:
-            if client.is_logging_in:
+            if guest.client.is_logging_in:
                 self._gate.leave(admission)
             raise
 
@@ -309,8 +321,7 @@ class Login:
         """
         if client.tls is not None or not client.address:
             return True
-        is_loopback = ipaddress.ip_address(client.address).is_loopback
-        return is_loopback and not client.is_forwarded
+        return not client.is_forwarded and _is_loopback(client.address)
 
     def _check_certificate(self, client: Client, handle: str) -> None:
         """Ask that the client's certificate, if it needs one, names `handle`."""
@@ -326,9 +337,7 @@ class Login:
                 f"certificate names {sorted(named)}, not {handle}"
             )
 
-    async def _authenticate(
-        self, client: Client, packet: startup.Startup
-    ) -> Credential:
+    async def _authenticate(self, client: Client, packet: startup.Startup) -> _Guest:
         handle, is_token = self._authenticator.split_user(packet.user)
         is_token = is_token or packet.settings.get(AUTH_SETTING) == "jwt"
         tenant = await self._tenants.find(handle)
@@ -348,24 +357,20 @@ class Login:
                 kind, body = await client.receive_message()
                 if kind != b"p":
                     raise ProtocolViolation("expected a password message")
-                for answer in await exchange.step(body):
-                    client.send(messages.authentication(answer))
+                answers = await exchange.step(body)
+                answer = b"".join(map(messages.authentication, answers))
+                if exchange.credential is None:
+                    client.send(answer)
         except OgelError:
             self._metrics.login("rejected")
             raise
         self._metrics.login("accepted")
         if exchange.credential.key_id is not None:
             self.key_uses[exchange.credential.key_id] = datetime.now(UTC)
-        return exchange.credential
+        return _Guest(client, packet, exchange.credential, answer)
 
     async def _replicate(
-        self,
-        client: Client,
-        packet: startup.Startup,
-        credential: Credential,
-        tenant: Tenant,
-        target: Target,
-        admission: Admission,
+        self, guest: _Guest, tenant: Tenant, target: Target, admission: Admission
     ) -> None:
         """Let a client in that has a server of its own."""
         replication.check(tenant, target)
@@ -374,13 +379,13 @@ class Login:
             target,
             self.config.pool,
             self._relay,
-            parameter=packet.replication,
-            wanted=_session_settings(packet),
+            parameter=guest.packet.replication,
+            wanted=dict(guest.packet.session),
         )
         try:
             settings = await pool.open()
             replication.check(self._tenants.peek(tenant.handle) or tenant, target)
-            self._welcome(client, packet, credential, tenant, admission, pool, settings)
+            self._welcome(guest, tenant, admission, pool, settings)
         except BaseException:
             pool.retire_all()
             raise
@@ -388,14 +393,13 @@ class Login:
 
     def _welcome(
         self,
-        client: Client,
-        packet: startup.Startup,
-        credential: Credential,
+        guest: _Guest,
         tenant: Tenant,
         admission: Admission,
         pool: Pool,
         settings: Settings,
     ) -> None:
+        client, packet, credential = guest.client, guest.packet, guest.credential
         # The record may have changed while servers were asked: what was
         # decided above must still hold when the client is let in.
         tenant = self._still_welcome(tenant, credential, pool.target)
@@ -422,7 +426,8 @@ class Login:
             secret=secret,
         )
         client.send(
-            messages.AUTHENTICATION_OK
+            guest.answer
+            + messages.AUTHENTICATION_OK
             + (settings.statuses or b"")
             + messages.backend_key_data(process_id, secret)
             + messages.READY_IDLE
@@ -464,10 +469,7 @@ def _has_key(tenant: Tenant, credential: Credential) -> bool:
     return any(key.id == credential.key_id for key in tenant.keys)
 
 
-def _session_settings(packet: startup.Startup) -> dict[str, str]:
-    """The settings of a start-up packet that are the database's to know."""
-    return {
-        name: value
-        for name, value in packet.settings.items()
-        if not name.startswith("ogel.")
-    }
+#: Addresses are remembered: programs come from the same few.
+@lru_cache(4096)
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback

@@ -248,13 +248,12 @@ class Pool(PoolCore):
             log.warning("circuit opened: no server is opened for now", extra=fields)
         raise error
 
-    async def settings(self, wanted: Mapping[str, str]) -> Settings:
-        """Return the one Settings object for `wanted`, proven on a server.
+    async def settings(self, items: tuple[tuple[str, str], ...]) -> Settings:
+        """Return the one Settings object for `items`, proven on a server.
 
-        Raises SettingsRefused with the database's own words, TargetUnreachable
-        or PoolTimeout.
+        `items` are names in lower case and values, sorted. Raises SettingsRefused
+        with the database's own words, TargetUnreachable or PoolTimeout.
         """
-        items = tuple(sorted((name.lower(), text) for name, text in wanted.items()))
         if not self.size:
             self.circuit.check(self.host.reactor.loop.time())
         found = self._settings.get(items)

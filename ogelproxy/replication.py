@@ -69,7 +69,7 @@ class ReplicationPool(Pool):
         Raises SettingsRefused with the server's own words, or TargetUnreachable.
         """
         try:
-            settings = await self.settings({})
+            settings = await self.settings(())
         except TargetUnreachable as error:
             if error.said.get("C", "")[:2] in TELLING:
                 raise SettingsRefused(error.said) from error

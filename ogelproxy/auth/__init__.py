@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 from ogelproxy.auth import scram
@@ -100,8 +101,7 @@ class KeyExchange(Exchange):
         self._mechanism = ""  # the client's choice, from its initial message
 
     def start(self) -> bytes:
-        names = b"".join(name.encode() + b"\0" for name in self._server.mechanisms)
-        return SASL + names + b"\0"
+        return _offer(self._server.mechanisms)
 
     async def _answer(self, body: bytes) -> list[bytes]:
         expected, self._expected = self._expected, "nothing"
@@ -132,6 +132,11 @@ class KeyExchange(Exchange):
         if self._mechanism not in self._server.mechanisms:
             raise ProtocolViolation("SASL mechanism was not offered")
         return None if size == NO_RESPONSE else data
+
+
+@cache  # there are two
+def _offer(mechanisms: tuple[str, ...]) -> bytes:
+    return SASL + b"".join(name.encode() + b"\0" for name in mechanisms) + b"\0"
 
 
 class TokenExchange(Exchange):

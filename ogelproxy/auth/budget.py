@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from functools import lru_cache
 
 from ogelproxy.errors import LoginThrottled
 
@@ -17,7 +18,11 @@ MAX_ENTRIES = 65_536
 IPV6_PREFIX = 64
 IPV4_PREFIX = 24
 
+#: Addresses whose networks are remembered: programs come from the same few.
+REMEMBERED = 4096
 
+
+@lru_cache(REMEMBERED)
 def network(source: str) -> str:
     """Return the network of a client's address; all Unix sockets are one."""
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ogelproxy.errors import NotSupported, ProtocolViolation
 from ogelproxy.protocol.messages import CANCEL_REQUEST, LATEST_MINOR
@@ -20,6 +21,14 @@ GSSENC_REQUEST = 80877104
 
 #: Parameters that say who and where; all others are session settings.
 IDENTITY = frozenset({"user", "database", "options", "replication"})
+
+#: Prefix of settings that are for the proxy, not for the database.
+OURS = "ogel."
+
+#: Packets that are remembered, and the largest of them in bytes: programs that
+#: connect for each query send the same again and again.
+REMEMBERED = 1024
+MAX_REMEMBERED_BYTES = 512
 
 BOOLEANS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
@@ -46,8 +55,9 @@ class Startup:
 
     `minor` is the version asked for, which may be newer than any there is;
     `settings` holds the session settings asked for, by parameter and by
-    `options`, names in lower case; `unknown_options` the `_pq_.` names, as often
-    and in the order in which they came. `replication` is empty, `true` for physical
+    `options`, names in lower case; `session` those that are for the database, sorted;
+    `unknown_options` the `_pq_.` names, as often and in the order in which they came.
+    `replication` is empty, `true` for physical
     replication, or `database` for logical.
     """
 
@@ -55,6 +65,7 @@ class Startup:
     user: str
     database: str
     settings: Mapping[str, str]
+    session: tuple[tuple[str, str], ...]
     unknown_options: tuple[str, ...]
     replication: str
 
@@ -94,7 +105,10 @@ def parse(packet: bytes) -> EncryptionRequest | CancelRequest | Startup:
             f"frontend protocol {major}.{minor}",
             hint=f"the proxy speaks 3.0 to 3.{LATEST_MINOR}",
         )
-    return _parse_parameters(packet[8:], minor)
+    body = packet[8:]
+    if len(body) > MAX_REMEMBERED_BYTES:
+        return _parse_parameters(body, minor)
+    return _remembered(body, minor)
 
 
 def _parse_parameters(body: bytes, minor: int) -> Startup:
@@ -119,9 +133,15 @@ def _parse_parameters(body: bytes, minor: int) -> Startup:
         user=user,
         database=given.get("database") or user,
         settings=settings,
+        session=tuple(
+            sorted(item for item in settings.items() if not item[0].startswith(OURS))
+        ),
         unknown_options=tuple(name for name in words[::2] if name.startswith("_pq_.")),
         replication=_parse_replication(given.get("replication", "false")),
     )
+
+
+_remembered = lru_cache(REMEMBERED)(_parse_parameters)
 
 
 def _parse_replication(value: str) -> str:
