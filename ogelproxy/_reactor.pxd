@@ -48,7 +48,8 @@ cdef class Connection:
     cdef readonly object tls       # ssl.SSLObject, or None
     cdef object tls_in
     cdef object tls_out
-    cdef object reader             # future of a coroutine that wants more bytes
+    cdef public object stepper     # resumes who waits for more, where no task does
+    cdef object reader             # MORE, or future, of who wants more bytes
     cdef object drainer            # future of a coroutine that wants all bytes sent
 
     cdef int on_event(self, uint32_t events) except -1

@@ -1,7 +1,14 @@
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+
+class More:
+    """Until there is more: what a stepped coroutine waits for."""
+
+    def __await__(self) -> Iterator[More]: ...
+
+MORE: More
 
 class Reactor:
     """Watches the descriptors of one engine through one epoll in `loop`.
@@ -38,6 +45,8 @@ class Connection:
     bytes_received: int
     bytes_sent: int
     tls: ssl.SSLObject | None
+    #: Resumes the coroutine that waits for more, if no task does.
+    stepper: Callable[[], None] | None
     def __init__(self, reactor: Reactor, fd: int) -> None: ...
     @property
     def is_closed(self) -> bool:
@@ -45,10 +54,11 @@ class Connection:
     @property
     def unsent(self) -> int:
         """Bytes that the kernel did not take yet."""
-    def more(self) -> asyncio.Future[None]:
-        """Return a future that is done once there is more to take.
+    def more(self) -> Awaitable[object]:
+        """Return what is done once there is more to take.
 
-        It raises ConnectionResetError when the peer is gone.
+        It raises ConnectionResetError when the peer is gone. With a `stepper` that
+        is MORE, and the stepper is called.
         """
     def peek(self) -> bytes:
         """Return the bytes that were read and not taken."""

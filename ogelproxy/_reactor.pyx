@@ -57,6 +57,14 @@ cdef enum:
     KEPT = 4096       # bytes of an empty buffer that is kept for the next use
 
 
+cdef class More:
+    def __await__(self):
+        return iter((self,))
+
+
+MORE = More()
+
+
 cdef class Reactor:
 
     def __cinit__(self):
@@ -255,8 +263,11 @@ cdef class Connection:
         reader = self.reader
         if reader is not None:
             self.reader = None
-            if not reader.done():
-                reader.set_result(None)
+            if reader is not MORE:
+                if not reader.done():
+                    reader.set_result(None)
+            elif self.stepper is not None:  # it did not stop waiting
+                self.stepper()
         return 0
 
     cdef int listen(self, uint32_t events) except -1:
@@ -502,7 +513,11 @@ cdef class Connection:
         return self.out_size
 
     def more(self):
-        """Return a future that is done once there is more to take, or no peer."""
+        """Return what is done once there is more to take, or no peer."""
+        if self.stepper is not None and self.fd >= 0 and not self.is_broken:
+            self.reader = MORE
+            self.resume()
+            return MORE
         future = self.reactor.loop.create_future()
         if self.is_broken or self.fd < 0:
             future.set_exception(ConnectionResetError("the peer is gone"))

@@ -29,6 +29,7 @@ from ogelproxy.errors import (
 from ogelproxy.line import Line
 from ogelproxy.redis import Redis
 from ogelproxy.slots import Slots
+from ogelproxy.steps import in_task
 
 #: Seconds between notes to workers of how many connections organisations have.
 TOTALS_INTERVAL = 2.0
@@ -179,6 +180,7 @@ class LineSlots(Generic[Holder]):
         self, handle: str, holder: Holder, maximum: int, version: int
     ) -> int | None:
         """Take a slot; see `Slots.take`. Raises LineFailed, too."""
+        await in_task()
         number = next(self._numbers)
         self._holders[number] = holder
         self._number_of[holder] = number

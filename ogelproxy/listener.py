@@ -106,13 +106,10 @@ class Listener:
             client.address = peer[0].removeprefix("::ffff:")
             client.port = peer[1]
             self.login_count += 1
-            self._relay.spawn(self._log_in(client))
+            self._login.begin(client, self._login_ended)
 
-    async def _log_in(self, client: Client) -> None:
-        try:
-            await self._login.run(client)
-        finally:
-            self.login_count -= 1
+    def _login_ended(self) -> None:
+        self.login_count -= 1
 
 
 def bind(listen: Listen, *, is_shared: bool = False) -> socket.socket:

@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import logging
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -38,7 +39,10 @@ from ogelproxy.errors import (
 )
 from ogelproxy.protocol import forwarding, hello, messages, startup
 from ogelproxy.replication import ReplicationPool
+from ogelproxy.steps import Steps, in_task
+from ogelproxy.tenants.directory import Directory
 from ogelproxy.tenants.model import OPERATORS, Credential, Target, Tenant
+from ogelproxy.tenants.supplied import InMemoryDirectory
 
 if TYPE_CHECKING:
     from ogelproxy.flights import FlightBook
@@ -66,15 +70,22 @@ class Tls:
     end_point: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Guest:
     """A client that has proven who it is, and is not let in yet."""
 
     client: Client
     packet: startup.Startup
     credential: Credential
-    #: The end of the proof: it travels with what comes next.
+    #: The end of the proof, until it is sent: with what comes next, if that is soon.
     answer: bytes = field(repr=False)
+
+    def send_answer(self) -> None:
+        self.client.send(self.take_answer())
+
+    def take_answer(self) -> bytes:
+        answer, self.answer = self.answer, b""
+        return answer
 
 
 class Login:
@@ -103,6 +114,8 @@ class Login:
         self.key_uses: dict[UUID, datetime] = {}
         self._relay = relay
         self._tenants = tenants
+        # An embedder's own may wait for its records in any way.
+        self._needs_task = not isinstance(tenants, Directory | InMemoryDirectory)
         self._authenticator = authenticator
         self._gate = gate
         self._limiter = limiter
@@ -114,12 +127,18 @@ class Login:
         self._console = console
         self._journal = journal
 
-    async def run(self, client: Client) -> None:
-        """Log a client in, or tell it why not."""
+    def begin(self, client: Client, ended: Callable[[], None]) -> None:
+        """Log a client in, or tell it why not; `ended` is called after that."""
+        steps = Steps(client, self._relay.begin, ended)
+        steps.start(self._run(client, steps), self.config.listen.login_timeout)
+
+    async def _run(self, client: Client, steps: Steps) -> None:
         try:
-            async with asyncio.timeout(self.config.listen.login_timeout):
-                await self._log_in(client)
-        except TimeoutError:
+            await self._log_in(client, steps)
+        except asyncio.CancelledError:
+            if not steps.is_late:
+                client.close()
+                raise
             await self._refuse(client, LoginTimeout())
         except OgelError as error:
             await self._refuse(client, error)
@@ -146,6 +165,7 @@ class Login:
 
     async def _part(self, client: Client, last: bytes = b"") -> None:
         """Send what the client should still read, and close."""
+        await in_task()
         client.send(last)
         try:
             # Closing with bytes unread would reset the connection, and what was
@@ -161,16 +181,17 @@ class Login:
         finally:
             client.close()
 
-    async def _log_in(self, client: Client) -> None:
+    async def _log_in(self, client: Client, steps: Steps) -> None:
         packet = await self._first_packet(client)
         if packet is None:
             client.close()
             return
         guest = await self._authenticate(client, packet)
+        steps.before_task(guest.send_answer)
         try:
             await self._receive(guest)
         except OgelError:
-            client.send(guest.answer)
+            guest.send_answer()
             raise
 
     async def _receive(self, guest: _Guest) -> None:
@@ -183,7 +204,8 @@ class Login:
             operators = await self._tenants.find(OPERATORS)
             if operators is None or not _has_key(operators, credential):
                 raise CredentialRejected("the key was revoked during the login")
-            self._console.enter(guest.client, credential, guest.answer)
+            guest.send_answer()
+            self._console.enter(guest.client, credential)
             return
         tenant = await self._tenants.find(credential.handle)
         if tenant is not None and database not in tenant.databases:
@@ -250,6 +272,7 @@ class Login:
                 return None
             packet = startup.parse(head + await client.receive_exactly(size - 4))
             if isinstance(packet, startup.CancelRequest):
+                await in_task()
                 await self._relay.cancels.cancel(packet.process_id, packet.secret)
                 return None
             if isinstance(packet, startup.Startup):
@@ -338,6 +361,8 @@ class Login:
             )
 
     async def _authenticate(self, client: Client, packet: startup.Startup) -> _Guest:
+        if self._needs_task:
+            await in_task()
         handle, is_token = self._authenticator.split_user(packet.user)
         is_token = is_token or packet.settings.get(AUTH_SETTING) == "jwt"
         tenant = await self._tenants.find(handle)
@@ -353,6 +378,8 @@ class Login:
                 channel_binding=tls.end_point if tls is not None else None,
             )
             client.send(messages.authentication(exchange.start()))
+            if is_token:
+                await in_task()  # its key may have to be fetched
             while exchange.credential is None:
                 kind, body = await client.receive_message()
                 if kind != b"p":
@@ -426,7 +453,7 @@ class Login:
             secret=secret,
         )
         client.send(
-            guest.answer
+            guest.take_answer()
             + messages.AUTHENTICATION_OK
             + (settings.statuses or b"")
             + messages.backend_key_data(process_id, secret)

@@ -23,6 +23,7 @@ from ogelproxy.config import Pool as PoolConfig
 from ogelproxy.errors import CircuitOpen, OgelError, PoolTimeout, TargetUnreachable
 from ogelproxy.protocol import messages, sql
 from ogelproxy.server import MISLEADING, Address, Memory, Server, misleading
+from ogelproxy.steps import in_task
 from ogelproxy.tenants.model import PoolMode, Target, Tenant
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ class Pool(PoolCore):
         if found is not None:
             self._settings.move_to_end(items)
             return found
+        await in_task()
         async with self._proving:
             # Clients that start together with the same settings prove them once.
             if (found := self._settings.get(items)) is None:

@@ -122,9 +122,9 @@ class Relay:
     # Tasks: everything that is started is held, and its failure logged.
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> None:
-        self._begin(work)
+        self.begin(work)
 
-    def _begin(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
+    def begin(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         task = self.reactor.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -341,7 +341,7 @@ class Relay:
 
         server.close()
         # Also when it is cancelled before its first step.
-        self._begin(self._ending(remains)).add_done_callback(ended)
+        self.begin(self._ending(remains)).add_done_callback(ended)
 
     async def _ending(self, remains: socket.socket) -> None:
         """Wait until the server has closed its side, which Postgres does last."""

@@ -45,7 +45,7 @@ ROWS = (
         "redis",
         "place",
     ),
-    ("_pool", "_flights", "tenants.model", "hosts", "slots"),
+    ("_pool", "_flights", "tenants.model", "hosts", "slots", "steps"),
     (
         "_loan",
         "tenants",

@@ -131,14 +131,14 @@ class OperatorConsole:
         """Return how many are open."""
         return len(self._sessions)
 
-    def enter(self, client: Client, credential: Credential, answer: bytes) -> None:
+    def enter(self, client: Client, credential: Credential) -> None:
         """Open a console on a client that has proven to be an operator.
 
-        `answer` is what the proof ends with. Raises ServerBusy.
+        Raises ServerBusy.
         """
         if len(self._sessions) >= MAX_CONSOLES:
             raise ServerBusy("too many consoles")
-        client.send(answer + _welcome())
+        client.send(_welcome())
         task = self._parts.relay.reactor.loop.create_task(self._run(client))
         self._sessions[client] = (credential.key_id, task)
 
