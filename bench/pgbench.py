@@ -136,6 +136,7 @@ async def _launch(url: str, *options: str) -> asyncio.subprocess.Process:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # as the proxies: see Stack
     )
 
 

@@ -175,6 +175,9 @@ class Stack:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # As a service has: Linux shares out CPU time by sessions first
+                # (sched(7), "The autogroup feature"), and this one has the load's.
+                start_new_session=True,
             )
 
     async def stop_proxy(self) -> None:
