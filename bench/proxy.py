@@ -120,15 +120,20 @@ def _comparisons(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(
             row["what"],
-            f"{row['ours']:.3g} {row['unit']}",
+            f"{_short(row['ours'])} {row['unit']}",
             row["peer"],
-            f"{row['theirs']:.3g} {row['unit']}",
+            f"{_short(row['theirs'])} {row['unit']}",
             f"{row['ratio']:.2f}",
             f"{row['least']:.2f} to {row['most']:.2f}",
             row["promise"],
             KEPT[row["is_kept"]],
         )
     return table
+
+
+def _short(figure: float) -> str:
+    """Write a figure with the digits that may mean something."""
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}"
 
 
 def _added(rows: Sequence[dict[str, Any]]) -> Table:
