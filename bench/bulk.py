@@ -35,7 +35,7 @@ SELECT = "SELECT content FROM rows"
 #: Seconds for which the SELECT is repeated.
 SECONDS, QUICK_SECONDS = 3.0, 0.5
 COPY = "COPY (SELECT content FROM rows, generate_series(1, {times})) TO STDOUT"
-COPY_BYTES, QUICK_COPY_BYTES = 500_000_000, 20_000_000
+COPY_BYTES, QUICK_COPY_BYTES = 500_000_000, 100_000_000
 
 BUFFER_BYTES = 1 << 20
 #: Longer than any of these takes.

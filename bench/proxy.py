@@ -181,7 +181,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         table.add_row(
             f"{row['table']}, {row['what']}",
-            *(f"{row[whose]:.3g} {row['unit']}" for whose in ("ours", "theirs")),
+            *(f"{_short(row[whose])} {row['unit']}" for whose in ("ours", "theirs")),
             f"{row['ratio']:.2f}",
         )
     return table
