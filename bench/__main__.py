@@ -216,7 +216,7 @@ def main(
         raise click.UsageError(str(error)) from None
     if is_count:
         results = results or count.count(loops)
-        tables = [count.table(results)]
+        tables = [count.table(results), *count.profile(results)]
         console.print(*tables)
         pages.put(count.NAME, tables)
     else:

@@ -64,7 +64,11 @@ class Counts(Loop):
     def __init__(self, server: QuietServer, fingerprints: int) -> None: ...
 
 class Queries(Loop):
-    """Whole queries from a socket's far end to another's, and back."""
+    """Whole queries from a socket's far end to another's, and back.
+
+    Raises ValueError for what is longer than 4,096 bytes, and RuntimeError from the
+    loop when anything but `passed` and `answer` comes out.
+    """
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ them: nothing is sent, and no request is understood further than a case needs.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcmp
 
 from ogelproxy._bucket cimport TokenBucket
 from ogelproxy._client cimport ClientCore
@@ -242,6 +243,8 @@ cdef class Queries(Loop):
         self, Reactor reactor not None, int client, int server,
         bytes request not None, bytes passed not None, bytes answer not None,
     ):
+        if max(len(passed), len(answer)) > MAX_PASSED:
+            raise ValueError("too long to be passed on here")
         self.reactor = reactor
         self.client = client
         self.server = server
@@ -257,10 +260,11 @@ cdef class Queries(Loop):
 
     cdef int hand_over(self, int giver, bytes given, int taker, bytes taken) except -1:
         cdef char[MAX_PASSED] into
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(taken)
         send(giver, PyBytes_AS_STRING(given), PyBytes_GET_SIZE(given), 0)
         self.reactor.turn()
-        if recv(
-            taker, into, PyBytes_GET_SIZE(taken), MSG_WAITALL
-        ) != PyBytes_GET_SIZE(taken) or into[:PyBytes_GET_SIZE(taken)] != taken:
+        if recv(taker, into, size, MSG_WAITALL) != size or (
+            memcmp(into, PyBytes_AS_STRING(taken), size) != 0
+        ):
             raise RuntimeError("something else was passed on")
         return 0

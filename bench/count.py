@@ -8,7 +8,6 @@ compared only between equal compilers and Pythons.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 import orjson
 from rich.table import Table
 
-from bench import loops, report
+from bench import callgrind, loops, relay, report
 from bench.case import ROOT, Result
 from bench.micro import OURS, Micro
 
@@ -37,7 +36,11 @@ PASSES = 50
 #: Facts of a machine that make equal sources different instructions.
 DECISIVE = ("python", "cython", "compiler", "valgrind")
 
-TOTALS = re.compile(r"^totals: (\d+)$", re.MULTILINE)
+#: The case of which is told where instructions are spent: a whole query.
+PROFILED = relay.CASE.name
+#: By the names of their object files, with fewer instructions than that left out.
+OTHERS = {"libc": "C library", "libpython3": "Python", "_loops": "the loop itself"}
+LEAST_SHOWN = 20
 
 
 def is_possible() -> bool:
@@ -56,6 +59,7 @@ def count(cases: Sequence[Micro]) -> list[Result]:
         done = subprocess.run(
             [
                 *("valgrind", "--tool=callgrind", "--quiet", "--combine-dumps=yes"),
+                "--compress-strings=no",
                 # What comes before the loops is not slowed by being counted.
                 *("--instr-atstart=no", f"--callgrind-out-file={file}"),
                 *(sys.executable, "-m", "bench", *names, "--count", "--answer"),
@@ -65,13 +69,20 @@ def count(cases: Sequence[Micro]) -> list[Result]:
             stdout=subprocess.PIPE,
             check=True,
         )
-        totals = [int(found) for found in TOTALS.findall(file.read_text())]
+        parts = callgrind.parts(file.read_text())
     results = {name: Result(name, COUNTED) for name in names}
-    # In the order of the loops, `once` and `twice` of each; the end of the process
-    # may have dumped once more.
-    for at, (name, loop) in enumerate(orjson.loads(done.stdout)):
-        once, twice = totals[2 * at : 2 * at + 2]
-        results[name].figures[f"{loop}, {COUNTED}"] = (twice - once) / PASSES
+    ran = orjson.loads(done.stdout)
+    # `once` and `twice` of each loop, in their order.
+    for (name, loop), (_, once), (_, twice) in zip(
+        ran, parts[::2], parts[1::2], strict=True
+    ):
+        twice.subtract(once)
+        results[name].figures[f"{loop}, {COUNTED}"] = twice.total() / PASSES
+        results[name].rows += [
+            {"loop": loop, "module": module, COUNTED: spent / PASSES}
+            for module, spent in twice.most_common()
+            if PROFILED == name and spent
+        ]
     return list(results.values())
 
 
@@ -96,6 +107,28 @@ def table(results: Sequence[Result]) -> Table:
             loop = figure.removesuffix(f", {COUNTED}")
             shown.add_row(result.case, loop, f"{spent:,.0f}")
     return shown
+
+
+def profile(results: Sequence[Result]) -> list[Table]:
+    """Show where the instructions of a query are spent, where that was counted."""
+    spent = {
+        (row["module"], row["loop"]): row[COUNTED]
+        for result in results
+        for row in result.rows
+        if result.case == PROFILED
+    }
+    loops = list(dict.fromkeys(loop for _, loop in spent))
+    if not loops:
+        return []
+    shown = Table(title="Instructions of a query by the module that has them")
+    shown.add_column("module")
+    for loop in loops:
+        shown.add_column(loop, justify="right")
+    for module in dict.fromkeys(module for module, _ in spent):
+        its = [spent.get((module, loop), 0.0) for loop in loops]
+        if max(its) >= LEAST_SHOWN:
+            shown.add_row(OTHERS.get(module, module), *(f"{each:,.0f}" for each in its))
+    return [shown]
 
 
 def unlike(name: str) -> str:

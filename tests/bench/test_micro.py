@@ -12,8 +12,6 @@ from uuid import UUID
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench import bucket, exchanges, fingerprint, layers, loops, relay, wire
@@ -22,9 +20,7 @@ from bench.desk import Desk
 from bench.micro import OURS, Micro
 from ogelproxy._bucket import TokenBucket
 from ogelproxy._fingerprint import scan
-from ogelproxy._wire import split
 from ogelproxy.usage.spool import read_pairs
-from tests import reference
 
 CASES: tuple[Micro, ...] = (
     *(wire.CASE, bucket.CASE, layers.CASE, relay.CASE, fingerprint.CASE),
@@ -130,39 +126,6 @@ def test_answers_are_cut_to_their_end(compiled: Any, desk: Desk) -> None:
 def test_instructions_are_not_made_up_where_nobody_counts(compiled: Any) -> None:
     with pytest.raises(RuntimeError, match="under callgrind only"):
         compiled.Nothing().instructions(1)
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from([b"D", b"C", b"Z"]), st.binary(max_size=40))),
-    st.integers(0, 50),
-)
-def test_messages_are_cut_as_the_twin_cuts_them(
-    messages: list[tuple[bytes, bytes]], missing: int
-) -> None:
-    data = b"".join(
-        kind + (len(body) + 4).to_bytes(4, "big") + body for kind, body in messages
-    )
-    data = data[: max(len(data) - missing, 0)]
-    assert split(data) == reference.cut(data)
-
-
-@given(
-    st.sampled_from([0.0, 0.5, 10.0]),
-    st.sampled_from([0.0, 1.0, 20.0]),
-    st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 0.25, 8.0]), st.integers(0, 3))),
-)
-def test_tokens_are_taken_as_the_twin_takes_them(
-    rate: float, capacity: float, asked: list[tuple[float, int]]
-) -> None:
-    ours, twin = (
-        TokenBucket(rate, capacity, 0.0),
-        reference.TokenBucket(rate, capacity, 0.0),
-    )
-    now = 0.0
-    for step, count in asked:
-        now += step
-        assert (ours.take(now, count) == 0.0) == twin.take(now, count)
-        assert ours.level == twin.level
 
 
 def test_layers_are_shown_with_their_sum_and_their_target() -> None:

@@ -41,3 +41,28 @@ def test_help_tells_of_every_case() -> None:
     assert shown.exit_code == 0
     for case in CASES.values():
         assert case.about in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("wire --compare instructions --fail-above 5", "goes with --count"),
+        ("wire --count --fail-above 5", "and --compare"),
+        ("limits --count", "of loops only"),
+        ("wire --count --only ogelproxy", "of loops only"),
+        ("wire --compare nothing", "no baseline nothing"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_runs(
+    arguments: str, reason: str
+) -> None:
+    shown = CliRunner().invoke(main, arguments.split())
+    assert shown.exit_code == 2
+    assert reason in shown.output
+
+
+def test_without_valgrind_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    shown = CliRunner().invoke(main, ["wire", "--count"])
+    assert shown.exit_code == 0
+    assert "valgrind is missing" in shown.output

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ogelproxy._bucket import ENFORCE, OFF, WARN, TokenBucket
+from tests import reference
 
 #: What rounding may add to a level of up to some thousand tokens, in tokens.
 ROUNDING = 1e-6
@@ -55,6 +56,25 @@ def test_no_window_ever_admits_more_than_capacity_and_rate(
             admitted.append((latest, count))
     assert worst_excess(admitted, rate, capacity) <= ROUNDING
     assert bucket.admitted == sum(count for _, count in admitted)
+
+
+@given(
+    st.sampled_from([0.0, 0.5, 10.0]),
+    st.sampled_from([0.0, 1.0, 20.0]),
+    st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 0.25, 8.0]), st.integers(0, 3))),
+)
+def test_tokens_are_taken_as_the_twin_takes_them(
+    rate: float, capacity: float, asked: list[tuple[float, int]]
+) -> None:
+    ours, twin = (
+        TokenBucket(rate, capacity, 0.0),
+        reference.TokenBucket(rate, capacity, 0.0),
+    )
+    now = 0.0
+    for step, count in asked:
+        now += step
+        assert (ours.take(now, count) == 0.0) == twin.take(now, count)
+        assert ours.level == twin.level
 
 
 @settings(max_examples=300, deadline=None)
