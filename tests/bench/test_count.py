@@ -16,6 +16,9 @@ from bench.case import ROOT
 from bench.micro import Micro
 
 BASELINE = "instructions"
+#: Valgrind is slow, and on a busy machine slower.
+pytestmark = pytest.mark.timeout(300)
+
 #: Percent. From run to run and from build to build counts differ by 0.03.
 MOST = 5
 #: What a second look at the bucket for each token costs is far more than that.
