@@ -13,8 +13,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import (
     bucket,
+    coldstart,
     connect,
     count,
+    endurance,
     faults,
     fingerprint,
     fleet,
@@ -22,9 +24,11 @@ from bench import (
     layers,
     limits,
     peers,
+    pool,
     proxy,
     relay,
     report,
+    scale,
     wire,
 )
 from bench.case import Case, Result, answer, measure
@@ -40,6 +44,10 @@ CASES: dict[str, Case] = {
         proxy.CASE,
         connect.CASE,
         idle.CASE,
+        pool.CASE,
+        scale.CASE,
+        coldstart.CASE,
+        endurance.CASE,
         wire.CASE,
         fingerprint.CASE,
         bucket.CASE,

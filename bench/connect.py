@@ -13,15 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from rich.table import Table
 
-from bench import knocking, peers, questions, sheet
+from bench import knocking, peers, sheet
 from bench.arena import OURS, TIER, Arena, Contestant
 from bench.case import Case, Result
 from bench.knocking import Arrivals, Manner
-from bench.pairs import MIN_PAIRS, Promise, compare, take_turns
+from bench.pairs import MIN_PAIRS, Promise, take_turns
 from bench.sheet import Own
 from bench.visitor import Door
 from ogelproxy.tenants.model import PoolMode
@@ -46,8 +45,6 @@ RATE = 200.0
 MAX_WAIT_MS = 50.0
 PERCENTILES = (50, 95, 99)
 JUDGED_PERCENTILE = 95
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +115,17 @@ class _Question:
         runs = await self._knock(pool, rivals, manners)
         name = self._result.implementation
         table = f"{name[0].upper()}{name[1:]}"
-        self._tell(
-            *(runs, lambda run: run.microseconds),
-            *(table, "CPU of the proxy per login", "µs"),
+        sheet.tell(
+            *(self._result, self._arena, runs, lambda run: run.microseconds),
+            table=table,
+            what="CPU of the proxy per login",
+            unit="µs",
         )
-        self._tell(
-            *(runs, lambda run: run.rate),
-            *(table, "logins", "/s"),
+        sheet.tell(
+            *(self._result, self._arena, runs, lambda run: run.rate),
+            table=table,
+            what="logins",
+            unit="/s",
             promise=Promise(1.0, is_least=True),
         )
 
@@ -181,6 +182,9 @@ class _Question:
                 self._result.failures.append(f"{rival.name}: {arrivals.failures[0]}")
             return arrivals
 
+        def wait(percent: float) -> Callable[[Arrivals], float]:
+            return lambda arrivals: arrivals.percentile(percent) * 1e3
+
         for rival in rivals:
             await arrive(rival, WARM_UP)
         seconds = self._seconds
@@ -189,38 +193,16 @@ class _Question:
         )
         table = f"Connect to ready, {RATE:.0f} a second, {len(urls)} organisations"
         for percent in PERCENTILES:
-            self._tell(
-                *(runs, lambda run, percent=percent: run.percentile(percent) * 1e3),
-                *(table, f"P{percent}", "ms"),
+            sheet.tell(
+                *(self._result, self._arena, runs, wait(percent)),
+                table=table,
+                what=f"P{percent}",
+                unit="ms",
             )
             if percent == JUDGED_PERCENTILE:
                 its = self._result.rows[-1]
                 its["promise"] = f"< {MAX_WAIT_MS:.0f} ms"
                 its["is_kept"] = its["ours"] < MAX_WAIT_MS
-
-    def _tell(
-        self,
-        runs: dict[str, list[T]],
-        figure: Callable[[T], float],
-        *said: str,
-        promise: Promise | None = None,
-    ) -> None:
-        """Note a figure, beside the peer's if it is here: its table, name and unit."""
-        table, what, unit = said
-        found = compare(
-            self._arena,
-            runs,
-            figure,
-            table=table,
-            what=what,
-            unit=unit,
-            promise=promise,
-        )
-        questions.note(self._result, found)
-        ours = statistics.median(map(figure, runs[OURS]))
-        if not found:
-            sheet.note(self._result, Own(table, what, unit, ours, self._pairs))
-        self._result.figures[f"{what}, {unit}"] = ours
 
     def _own(self, table: str, what: str, unit: str, values: Sequence[float]) -> None:
         own = Own(table, what, unit, statistics.median(values), len(values))

@@ -5,13 +5,18 @@ A row is a `pairs.Comparison`, or an `Own`, which has none to be set beside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.table import Table
 
+from bench.arena import OURS, Arena
 from bench.case import Result
+from bench.pairs import Promise, compare
+
+T = TypeVar("T")
 
 KEPT = {True: "yes", False: "[red]no[/]", None: ""}
 
@@ -33,6 +38,32 @@ def note(result: Result, own: Own) -> None:
     """Add a figure to a result."""
     result.figures[f"{own.what}, {own.unit}"] = own.ours
     result.rows.append(asdict(own))
+
+
+def tell(
+    result: Result,
+    arena: Arena,
+    runs: dict[str, list[T]],
+    figure: Callable[[T], float],
+    *,
+    table: str,
+    what: str,
+    unit: str,
+    promise: Promise | None = None,
+) -> None:
+    """Add a figure of runs that took turns, beside the peers' where there are any."""
+    found = compare(
+        arena, runs, figure, table=table, what=what, unit=unit, promise=promise
+    )
+    for each in found:
+        result.figures[f"{what}, ratio to {each.peer}"] = each.ratio
+        result.rows.append(each.row())
+        if failure := each.failure():
+            result.failures.append(failure)
+    ours = statistics.median(map(figure, runs[OURS]))
+    result.figures[f"{what}, {unit}"] = ours
+    if not found:
+        note(result, Own(table, what, unit, ours, len(runs[OURS])))
 
 
 def tables(results: Sequence[Result]) -> list[Table]:

@@ -7,6 +7,7 @@ be told from another. Here a key is derived once, as a program does that keeps i
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -135,6 +136,10 @@ class Visitor:
     def ask(self, sql: str) -> list[list[bytes | None]]:
         """Send a simple query; return its rows when all is answered."""
         self.send(messages.query(sql))
+        return self.answer()
+
+    def answer(self) -> list[list[bytes | None]]:
+        """Return the rows of what was sent, when all of it is answered."""
         rows = []
         while True:
             kind, body = self.receive()
@@ -148,14 +153,25 @@ class Visitor:
         if self.socket is None:
             return
         sock, self.socket = self.socket, None
-        try:
+        with sock, contextlib.suppress(OSError):  # it may have been left first
             sock.sendall(messages.TERMINATE)
-        finally:
-            sock.close()
+
+    def fileno(self) -> int:
+        assert self.socket is not None
+        return self.socket.fileno()
 
     def send(self, data: bytes) -> None:
         assert self.socket is not None
         self.socket.sendall(data)
+
+    def skip(self, size: int) -> None:
+        """Wait for `size` bytes whose content is known."""
+        assert self.socket is not None and not self._inbox
+        while size:
+            got = len(self.socket.recv(min(size, READ_BYTES)))
+            if not got:
+                raise ConnectionResetError("the other side left")
+            size -= got
 
     def receive(self) -> tuple[bytes, bytes]:
         """Wait for one message, as (type, body)."""
