@@ -84,7 +84,7 @@ class LayersCase(Micro):
             if result.implementation == OURS:
                 is_met = result.figures[TOGETHER] <= TARGET
                 verdict = "[green]met[/]" if is_met else "[red]not met[/]"
-                table.title = f"{self.title}; {TARGET:,.0f} ns together: {verdict}"
+                table.title = f"{self.title}, {TARGET:,.0f} ns at most: {verdict}"
         return [table]
 
 
