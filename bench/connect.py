@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bench import knocking, peers, sheet
+from bench import knocking, peers, pgbench, questions, sheet
 from bench.arena import OURS, TIER, Arena, Contestant
 from bench.case import Case, Result
 from bench.knocking import Arrivals, Manner
@@ -28,6 +28,7 @@ from tests.fixtures.certificates import Authority
 
 ALONE = "a new connection per query"
 SHARED = "a new connection per query, slots in Redis"
+PGBENCH = "a new connection per query, by pgbench"
 WAIT = "200 logins a second"
 TLS = "TLS"
 #: How one comes in the question `TLS`.
@@ -39,6 +40,8 @@ QUICK_PAIRS = 1
 #: Seconds of one run, and of the one before the first that warms up.
 SECONDS, QUICK_SECONDS = 3.0, 0.5
 WARM_UP = 0.5
+#: Likewise of pgbench, whose first is not counted.
+PGBENCH_SECONDS, QUICK_PGBENCH_SECONDS = 5, 3
 #: Logins per second, and milliseconds within which all but a twentieth must be in;
 #: spec section 9.
 RATE = 200.0
@@ -61,7 +64,7 @@ class ConnectCase(Case):
     about = "what a login costs beside PgBouncer's, and how long it takes"
 
     def implementations(self, *, is_quick: bool) -> Sequence[str]:
-        return [ALONE, SHARED, WAIT, TLS]
+        return [ALONE, SHARED, PGBENCH, WAIT, TLS]
 
     def run(self, implementation: str, *, is_quick: bool) -> Result:
         result = Result(self.name, implementation)
@@ -85,16 +88,18 @@ class _Question:
         self._result = result
         self._pairs = QUICK_PAIRS if is_quick else MIN_PAIRS
         self._seconds = QUICK_SECONDS if is_quick else SECONDS
+        self._pgbench_seconds = QUICK_PGBENCH_SECONDS if is_quick else PGBENCH_SECONDS
         self._authority = Authority(directory)
         certificate = self._authority.issue()
         kinds = [kind for kind in peers.present() if kind is peers.PgBouncer]
         self._arena = Arena(directory, servers=SERVERS, kinds=kinds)
         stack = self._arena.stack
+        is_alone = result.implementation in (ALONE, PGBENCH)
         stack.settings |= {
             "OGELPROXY_TLS_CERT": str(certificate.cert),
             "OGELPROXY_TLS_KEY": str(certificate.key),
             # Not by the stack's link to it, whose time would be ours.
-            "REDIS_URL": "" if result.implementation == ALONE else stack.valkey.url,
+            "REDIS_URL": "" if is_alone else stack.valkey.url,
         }
 
     async def ask(self) -> None:
@@ -102,6 +107,9 @@ class _Question:
             if self._result.implementation == WAIT:
                 made = await arena.stack.make([TIER] * ORGANIZATIONS)
                 await self._ask_wait([arena.stack.url(each) for each in made])
+                return
+            if self._result.implementation == PGBENCH:
+                await self._ask_pgbench()
                 return
             with knocking.processes() as pool:
                 if self._result.implementation == TLS:
@@ -113,6 +121,30 @@ class _Question:
         rivals = self._arena.proxies()
         manners = {each.name: Manner(_url(each)) for each in rivals}
         runs = await self._knock(pool, rivals, manners)
+        self._tell_cost(runs, Promise(1.0, is_least=True))
+
+    async def _ask_pgbench(self) -> None:
+        """Have pgbench connect, which stretches its password at each login.
+
+        That takes it so long that its rate tells little; see `visitor`.
+        """
+
+        async def measure(rival: Contestant) -> _Run:
+            outcome = await pgbench.run(
+                _url(rival),
+                protocol="simple",
+                clients=knocking.VISITORS,
+                seconds=self._pgbench_seconds,
+                reconnects=True,
+                cpu=rival.cpu_seconds,
+            )
+            return _Run(outcome.cpu_microseconds, outcome.rate, 0.0)
+
+        runs, broken = await take_turns(self._arena.proxies(), measure, self._pairs)
+        questions.note_broken(self._result, broken)
+        self._tell_cost(runs, None)
+
+    def _tell_cost(self, runs: dict[str, list[_Run]], rate: Promise | None) -> None:
         name = self._result.implementation
         table = f"{name[0].upper()}{name[1:]}"
         sheet.tell(
@@ -126,7 +158,7 @@ class _Question:
             table=table,
             what="logins",
             unit="/s",
-            promise=Promise(1.0, is_least=True),
+            promise=rate,
         )
 
     async def _ask_tls(self, pool: ProcessPoolExecutor) -> None:

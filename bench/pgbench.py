@@ -82,11 +82,13 @@ async def run(
     seconds: int,
     rate: float | None = None,
     has_latencies: bool = False,
+    reconnects: bool = False,
     cpu: Callable[[], float] = lambda: 0.0,
 ) -> Outcome:
     """Let `clients` read accounts for `seconds`, at least 3; at `rate` per second.
 
-    `cpu` says what CPU seconds have been used. Raises PgbenchFailed and TimeoutError.
+    One that `reconnects` has a new connection for each transaction. `cpu` says what CPU
+    seconds have been used. Raises PgbenchFailed and TimeoutError.
     """
     with tempfile.TemporaryDirectory() as directory:
         options = [
@@ -94,6 +96,7 @@ async def run(
             *("-j", str(-(-clients // CLIENTS_PER_THREAD))),
             *("-P", "1", "--progress-timestamp"),
             *(("-R", str(rate)) if rate else ()),
+            *(("-C",) if reconnects else ()),
             *(("-l", "--log-prefix", f"{directory}/log") if has_latencies else ()),
         ]
         process = await _launch(url, *options)
