@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
 import secrets
 import socket
@@ -40,6 +41,10 @@ EXPIRY_INTERVAL = 0.25
 #: Seconds until others may have a slot that was given back: programs that connect for
 #: each query take it again here, for nothing.
 RETURN_DELAY = 0.01
+#: Seconds for which what was given back is kept here nevertheless, while most of the
+#: maximum is free, and on to the next renewal: else a trip to Redis and back would be
+#: the most expensive part of a login.
+SPARE_TTL = 1.0
 #: Organisations that are asked about in one pipeline: some ms of Redis's time, which
 #: a login may have to wait for.
 MAX_BATCH = 128
@@ -78,6 +83,7 @@ class _Holding(Generic[Holder]):
     slots: int = 0  # kept for us until `expires_at`; changed by requests and answers
     expires_at: float = 0.0  # by our clock, from before the latest proof was asked for
     others: int = 0  # slots of other machines, as Redis last said
+    full_at: float = -math.inf  # by our clock, when all slots were last in use
     is_unsure: bool = False  # whether the latest request had no answer
     asked_at: float = 0.0  # when the latest request was sent
 
@@ -85,15 +91,36 @@ class _Holding(Generic[Holder]):
     def total(self) -> int:
         return self.others + len(self.holders)
 
+    @property
+    def is_roomy(self) -> bool:
+        """Whether at most half of the maximum is taken: ours, spare ones and others'.
+
+        So whatever is spare, any machine can get the other half.
+        """
+        return self.others + self.slots <= self.maximum // 2
+
+    def wanted(self, now: float) -> int:
+        """How many slots to have: used, waited for, or soon to be used again."""
+        waiting = sum(not wait.answer.done() for wait in self.waits)
+        wanted = len(self.holders) + waiting
+        if now < self.full_at + SPARE_TTL and self.is_roomy:
+            return max(wanted, self.slots)
+        return wanted
+
+    def hold(self, holder: Holder, now: float) -> None:
+        self.holders[holder] = None
+        if len(self.holders) >= self.slots:
+            self.full_at = now
+
     def next_wait(self) -> _Wait[Holder] | None:
         """Return who waits longest, without those that gave up."""
         while self.waits and self.waits[0].answer.done():
             self.waits.popleft()
         return self.waits[0] if self.waits else None
 
-    def admit(self, wait: _Wait[Holder]) -> None:
+    def admit(self, wait: _Wait[Holder], now: float) -> None:
         self.waits.remove(wait)
-        self.holders[wait.holder] = None
+        self.hold(wait.holder, now)
         wait.answer.set_result(None)
 
 
@@ -144,6 +171,8 @@ class Slots(Generic[Holder]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         self._urgent = dict.fromkeys(self._holdings)
+        for holding in self._holdings.values():
+            holding.full_at = -math.inf  # nobody comes again
         try:
             async with asyncio.timeout(FAREWELL_TIMEOUT):
                 while self._redis.is_up and (batch := self._batch(self._clock())):
@@ -168,7 +197,7 @@ class Slots(Generic[Holder]):
         elif version >= holding.version:
             holding.maximum, holding.version = maximum, version
         if not holding.waits and self._has_room(holding):
-            holding.holders[holder] = None
+            holding.hold(holder, self._clock())
             return None
         wait = _Wait(holder, asyncio.get_running_loop().create_future())
         holding.waits.append(wait)
@@ -184,7 +213,10 @@ class Slots(Generic[Holder]):
 
     def give(self, handle: str, holder: Holder) -> None:
         """Give a slot back that was taken and not lost."""
-        del self._holdings[handle].holders[holder]
+        holding = self._holdings[handle]
+        del holding.holders[holder]
+        if holding.slots <= holding.wanted(self._clock()):
+            return
         if not self._returning:
             asyncio.get_running_loop().call_later(RETURN_DELAY, self._return)
         self._returning[handle] = None
@@ -294,7 +326,7 @@ class Slots(Generic[Holder]):
         holding = self._holdings[handle]
         waits = [wait for wait in holding.waits if not wait.answer.done()]
         used = len(holding.holders)
-        wanted = used + len(waits)
+        wanted = holding.wanted(now)
         is_leased = now < holding.expires_at
         if holding.is_unsure and is_leased:
             # What is ours is kept while Redis is away: clients come back, too.
@@ -342,7 +374,7 @@ class Slots(Generic[Holder]):
                 detail = f"limit={holding.maximum} count={holding.total}"
                 self._lose(handle, holding, TooManyConnections(detail=detail))
         while (wait := holding.next_wait()) and self._has_room(holding):
-            holding.admit(wait)
+            holding.admit(wait, self._clock())
         if again > 0:
             # Redis doesn't know all yet.
             asyncio.get_running_loop().call_later(again / 1e6, self._hurry, handle)
@@ -350,7 +382,7 @@ class Slots(Generic[Holder]):
         if not is_firm or self._clock() < holding.expires_at:
             while (wait := holding.next_wait()) and wait.is_asked:
                 wait.answer.set_result(holding.total)
-        if holding.next_wait() or len(holding.holders) != slots:
+        if holding.next_wait() or holding.wanted(self._clock()) != slots:
             self._hurry(handle)
 
     def _fail(self, handle: str, error: RedisUnavailable) -> None:
@@ -358,7 +390,7 @@ class Slots(Generic[Holder]):
         holding = self._holdings[handle]
         holding.is_unsure = True
         while (wait := holding.next_wait()) and self._has_room(holding):
-            holding.admit(wait)
+            holding.admit(wait, self._clock())
         for wait in list(holding.waits):
             wait.tries += wait.is_asked
             if wait.tries >= MAX_TRIES and not wait.answer.done():

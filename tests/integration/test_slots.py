@@ -191,6 +191,48 @@ async def test_nothing_is_left_of_who_went(valkey: Valkey, hosts: MakeHost) -> N
     assert ttl == -2  # there is no such key
 
 
+async def test_who_comes_again_soon_needs_no_redis_while_half_is_free(
+    valkey: Valkey, hosts: MakeHost
+) -> None:
+    a = await hosts(valkey.url)
+    for _ in range(2):
+        assert await a.take(4) is None
+    for _ in range(2):
+        a.give()
+    await asyncio.sleep(5 * slots.RETURN_DELAY)
+    assert await known(a) != {}
+    valkey.freeze()
+    try:
+        async with asyncio.timeout(0.2):
+            assert [await a.take(4), await a.take(4)] == [None, None]
+    finally:
+        valkey.thaw()
+
+
+async def test_what_is_spare_keeps_nobody_out_of_the_other_half(
+    valkey: Valkey, hosts: MakeHost
+) -> None:
+    a, b = await hosts(valkey.url), await hosts(valkey.url)
+    for _ in range(5):
+        assert await a.take(10) is None
+    while a.open:
+        a.give()
+    assert await b.fill(10) >= 5
+    assert a.slots.total(a.handle) <= 10
+
+
+async def test_slots_go_back_at_once_where_more_than_half_is_taken(
+    valkey: Valkey, hosts: MakeHost
+) -> None:
+    a = await hosts(valkey.url)
+    for _ in range(3):
+        assert await a.take(5) is None
+    while a.open:
+        a.give()
+    async with asyncio.timeout(slots.SPARE_TTL / 2):
+        await until_known(a, [])
+
+
 async def test_slots_of_who_stops_are_free_at_once(
     valkey: Valkey, hosts: MakeHost
 ) -> None:
