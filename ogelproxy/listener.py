@@ -166,10 +166,9 @@ def load_tls(config: TlsConfig) -> Tls | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
-    # As Postgres: a session that is taken up again would keep a client certificate
-    # that has expired since.
-    context.options |= ssl.OP_NO_TICKET
-    context.num_tickets = 0
+    # Sessions may be taken up again. Python keeps the keys of tickets in the context:
+    # another worker's can't be read, nor those from before a reload.
+    context.num_tickets = 1
     context.set_alpn_protocols([hello.POSTGRESQL.decode()])
     try:
         context.load_cert_chain(config.cert, config.key)

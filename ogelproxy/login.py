@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -354,6 +355,11 @@ class Login:
         certificate = client.tls.getpeercert() if client.tls is not None else None
         if certificate is None and rule == "allow":
             return
+        if client.tls is not None and client.tls.session_reused and certificate:
+            # OpenSSL looked at it when the session began.
+            expires_at = ssl.cert_time_to_seconds(str(certificate["notAfter"]))
+            if expires_at <= time.time():
+                raise CertificateRejected("certificate of a TLS session has expired")
         named = organizations(certificate or {})
         if handle not in named:
             raise CertificateRejected(

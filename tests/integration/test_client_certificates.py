@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.fixtures.certificates import Authority, Issued
+from tests.fixtures.certificates import SLOWNESS, Authority, Issued
 from tests.fixtures.engine import Organization, Proxy
+from tests.fixtures.faults import RawClient, eventually
 from tests.fixtures.postgres import Postgres
-from tests.fixtures.secured import JWT_SECRET, token
+from tests.fixtures.secured import JWT_SECRET, SSL_REQUEST, token, trusting
 
 NEEDED = "connections need a client certificate that names the organisation"
 
@@ -183,6 +185,38 @@ def test_certificate_with_a_flaw_ends_the_handshake(
         issued = authority.issue(member.handle, is_client=False)
     with pytest.raises(psycopg.OperationalError, match="alert"):
         member.connect(**show(issued))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_session_that_is_taken_up_again_outlives_no_certificate(
+    strict: Organization, authority: Authority, version: ssl.TLSVersion
+) -> None:
+    # Valid for 3 s more.
+    lifetime = SLOWNESS + datetime.timedelta(seconds=3)
+    issued = authority.issue(strict.handle, is_client=True, lifetime=lifetime)
+    context = trusting()
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(issued.cert, issued.key)
+    session: ssl.SSLSession | None = None
+    answers: list[bytes] = []
+
+    def ask() -> bytes:
+        """Say who it is, in the session; return the kind of the answer."""
+        nonlocal session
+        with RawClient(strict.proxy) as client:
+            client.send(SSL_REQUEST)
+            assert client.socket.recv(1) == b"S"
+            wrapped = context.wrap_socket(client.socket, session=session)
+            client.socket = wrapped
+            assert wrapped.session_reused == (session is not None)
+            client.start(strict.handle, "app")
+            answers.append(client.receive()[0])
+            session = session or wrapped.session
+        return answers[-1]
+
+    assert ask() == b"R"
+    eventually(lambda: ask() == b"E")
+    assert answers[1] == b"R"
 
 
 def test_certificates_need_an_authority(own_proxy: Proxy, authority: Authority) -> None:

@@ -100,6 +100,27 @@ def test_proxy_without_a_certificate_says_that_it_has_none(
     assert not connects(organization.dsn() + "?sslmode=require")
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_tls_session_is_taken_up_again(
+    secured_member: Organization, version: ssl.TLSVersion
+) -> None:
+    context = trusting()
+    context.minimum_version = context.maximum_version = version
+    session: ssl.SSLSession | None = None
+    for is_later in (False, True):
+        with RawClient(secured_member.proxy) as client:
+            client.send(SSL_REQUEST)
+            assert client.socket.recv(1) == b"S"
+            wrapped = context.wrap_socket(client.socket, session=session)
+            client.socket = wrapped
+            client.start(secured_member.handle, "app")
+            assert client.receive()[0] == b"R"
+            assert wrapped.session_reused == is_later
+            # In TLS 1.3 it comes after the handshake (RFC 8446, 4.6.1).
+            session = wrapped.session
+            assert session is not None and session.has_ticket
+
+
 def install(issued: Issued, directory: Path) -> None:
     shutil.copy(issued.cert, directory / "server.pem")
     shutil.copy(issued.key, directory / "server.key")
