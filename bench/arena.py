@@ -22,6 +22,7 @@ import psutil
 from bench import peers, pgbench
 from bench.stack import ACTOR, Stack
 from ogelproxy.config import Secret
+from ogelproxy.errors import EmbeddedFailed
 from ogelproxy.tenants.model import DatabaseType, PoolMode
 
 DIRECT = "direct"
@@ -77,6 +78,7 @@ class Arena:
             has_history=False,
         )
         self.contestants: dict[str, Contestant] = {}
+        self.absent: dict[str, str] = {}  # peers that did not start, and why
         self._directory = directory
         self._parts = contextlib.AsyncExitStack()  # all that runs
 
@@ -99,8 +101,12 @@ class Arena:
                 directory, password = self._directory / kind.name, secrets.token_hex(12)
                 peer = kind(directory, upstream, password)
                 parts.push_async_callback(peer.stop)
-                await peer.start()
-                self._enlist(peer)
+                try:
+                    await peer.start()
+                except EmbeddedFailed as error:
+                    self.absent[kind.name] = str(error)
+                else:
+                    self._enlist(peer)
             self._parts = parts.pop_all()
         return self
 

@@ -81,8 +81,11 @@ class ProxyCase(Case):
         if not kinds:
             result.failures.append("no peer is here: name one by --peer")
             return
-        arena = Arena(directory, servers=question.servers, kinds=kinds)
-        async with arena:
+        async with Arena(directory, servers=question.servers, kinds=kinds) as arena:
+            questions.note_broken(result, arena.absent)
+            if len(arena.absent) == len(kinds):
+                result.failures += arena.absent.values()
+                return
             await question.ask(arena, result, is_quick)
 
     def tables(self, results: Sequence[Result]) -> list[Table]:

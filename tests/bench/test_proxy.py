@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench import peers
+from bench import peers, proxy
 from bench.case import Result
 from bench.pairs import Promise
 
@@ -26,6 +26,16 @@ def test_pgbouncer_s_cpu_time_of_a_transaction_is_beside_ours(
     assert 1 < row["ours"] < 1000 and 1 < row["theirs"] < 1000
     assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])
     assert row["is_kept"] is None  # by one pair
+
+
+def test_a_peer_that_does_not_start_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(peers.variable("pgbouncer"), "false")
+    result = proxy.CASE.run("cost", is_quick=True)
+    assert [row["left out"] for row in result.rows] == ["pgbouncer"]
+    [failure] = result.failures
+    assert "pgbouncer ended while starting" in failure
 
 
 def test_a_promise_is_kept_up_to_its_ratio() -> None:
