@@ -12,11 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench import loops
+
 ROOT = Path(__file__).parent.parent
 
 #: What Cython adds to each module, what one imports for itself, and protocols.
 UNSEEN = r"""
-ogelproxy\._\w+(\.\w+)?\.__(reduce_cython|setstate_cython|pyx_capi|test)__
+(ogelproxy|bench)\._\w+(\.\w+)?\.__(reduce_cython|setstate_cython|pyx_capi|test)__
 ogelproxy\._traffic\.LATENCY_BOUNDS
 ogelproxy\._bucket\.(Keeper|Waiter)
 """
@@ -24,10 +26,15 @@ ogelproxy\._bucket\.(Keeper|Waiter)
 
 def modules() -> list[str]:
     """The names of the compiled modules."""
-    return [f"ogelproxy.{path.stem}" for path in sorted(ROOT.glob("ogelproxy/_*.pyx"))]
+    return [
+        f"{path.parent.name}.{path.stem}"
+        for package in ("ogelproxy", "bench")
+        for path in sorted(ROOT.glob(f"{package}/_*.pyx"))
+    ]
 
 
 def main() -> int:
+    loops.build()
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as unseen:
         unseen.write(UNSEEN)
         unseen.flush()
