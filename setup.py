@@ -9,6 +9,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError
 
 EXTENSIONS = (
+    "_accept",
     "_bucket",
     "_client",
     "_extended",

@@ -70,15 +70,17 @@ class Cancels:
 
         That is a process id and secret bytes: 4, or 32 as Postgres 18 makes them.
         """
+        size = 4 if minor < LONG_KEYS_MINOR else 32
         while True:
-            process_id = secrets.randbelow(2**31 - 1) + 1
+            drawn = secrets.token_bytes(4 + size)
+            process_id = int.from_bytes(drawn[:4], "big") % (2**31 - 1) + 1
             if self.place is not None:
                 # No two workers of a machine give the same.
                 process_id = max(process_id - process_id % MAX_WORKERS, MAX_WORKERS)
                 process_id += self.place - 1
             if process_id not in self._clients:
                 break
-        secret = secrets.token_bytes(4 if minor < LONG_KEYS_MINOR else 32)
+        secret = drawn[4:]
         self._clients[process_id] = (secret, client)
         return process_id, secret
 

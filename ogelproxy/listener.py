@@ -12,6 +12,7 @@ import ssl
 
 from cryptography import x509
 
+from ogelproxy._accept import accept
 from ogelproxy.auth.certificate import end_point
 from ogelproxy.client import Client
 from ogelproxy.config import Config, Listen
@@ -93,18 +94,18 @@ class Listener:
                 return
             self._is_full = False
             try:
-                accepted, peer = sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                accepted = accept(sock.fileno())
             except OSError as error:
                 # Out of descriptors or memory: they come back when clients go.
                 log.error("accept failed: %s", error)
                 self._pause()
                 return
-            accepted.setblocking(False)
-            client = Client(self._relay.reactor, accepted.detach())
-            client.address = peer[0].removeprefix("::ffff:")
-            client.port = peer[1]
+            if accepted is None:
+                return
+            fd, address, client_port = accepted
+            client = Client(self._relay.reactor, fd)
+            client.address = address.removeprefix("::ffff:")
+            client.port = client_port
             self.login_count += 1
             self._login.begin(client, self._login_ended)
 

@@ -21,6 +21,7 @@ ROWS = (
     ("errors",),
     ("config", "metrics", "keys"),
     (
+        "_accept",
         "_wire",
         "_bucket",
         "_fingerprint",
