@@ -29,7 +29,7 @@ PERCENTILES = (50, 95, 99)
 #: Active clients, and the servers that they share.
 CROWD, QUICK_CROWD, CROWD_SERVERS = 1000, 100, 50
 #: Pgbench counts its logins as a part of this, at several milliseconds each.
-CROWD_SECONDS = 12
+CROWD_SECONDS, QUICK_CROWD_SECONDS = 16, 4
 
 NOT_MORE = Promise(1.0)
 #: One connection may notice the layers of a proxy by so much.
@@ -171,7 +171,8 @@ async def crowd(arena: Arena, result: Result, is_quick: bool) -> None:
     """Ask for the latency of many clients that share few servers, without a pause."""
     clients = QUICK_CROWD if is_quick else CROWD
     pairs = QUICK_PAIRS if is_quick else PAIRS
-    load = Load("extended", clients, QUICK_SECONDS if is_quick else CROWD_SECONDS)
+    seconds = QUICK_CROWD_SECONDS if is_quick else CROWD_SECONDS
+    load = Load("extended", clients, seconds)
     given, broken = await take_turns(arena.proxies(), load, pairs)
     note_broken(result, broken)
     for percent, promise in ((50, None), (99, NOT_MORE)):
