@@ -17,6 +17,16 @@ from collections import namedtuple
 from enum import IntEnum, IntFlag
 from os import urandom
 
+from ogelproxy._octets cimport (
+    OCTETS,
+    count_before,
+    first_of,
+    keep_before,
+    load,
+    lower,
+    not_of_names,
+    places_of,
+)
 from ogelproxy._statement cimport *
 
 
@@ -83,14 +93,19 @@ cdef inline void push(Scan* s, uint8_t c) noexcept nogil:
         s.word = 0
 
 
-cdef inline uint64_t name_value(Scan* s) noexcept nogil:
-    return mix(s.name + (<uint64_t> s.length << 16), s.word)
+cdef inline uint64_t name_value(
+    uint64_t name, uint64_t word, uint32_t length
+) noexcept nogil:
+    return mix(name + (<uint64_t> length << 16), word)
 
 
-cdef void end_name(Scan* s, bint is_quoted) noexcept nogil:
-    cdef uint64_t value = name_value(s)
-    cdef const Keyword* keyword = find(value)
+cdef inline void end_name(Scan* s, bint is_quoted) noexcept nogil:
     s.state = S_GROUND
+    take_name(s, name_value(s.name, s.word, s.length), is_quoted)
+
+
+cdef void take_name(Scan* s, uint64_t value, bint is_quoted) noexcept nogil:
+    cdef const Keyword* keyword = find(value)
     if keyword and keyword.word < W_PG_TEMP:
         if is_quoted or s.previous == W_DOT:
             keyword = NULL
@@ -131,30 +146,35 @@ cdef const uint8_t* in_ground(
     while p < end:
         c = p[0]
         kind = CLASS[c]
-        if kind == C_LETTER:
+        if kind == C_SPACE:
+            p += 1
+        elif kind == C_LETTER:
             begin(s, S_NAME, SEED_NAME)
-            return p
-        if kind == C_OPERATOR:
+            p = in_name(s, p, end)
+            if s.state != S_GROUND:
+                return p
+        elif kind == C_MARK:
+            take_mark(s, c)
+            p += 1
+        elif kind == C_OPERATOR:
+            if p + 1 < end and CLASS[p[1]] != C_OPERATOR:
+                take_operator(s, c, 1)
+                p += 1
+                continue
             begin(s, S_OPERATOR, 0)
             s.is_special = 0
             return p
-        p += 1
-        if kind == C_SPACE:
-            continue
-        if kind == C_NEWLINE:
-            s.has_newline = 1
-        elif kind == C_MARK:
-            take_mark(s, c)
-        elif kind == C_SEMICOLON:
-            if s.depth or s.body:
-                take(s, c, NULL, T_OTHER)
-                s.previous = W_SEMICOLON
-            else:
-                end_statement(s)
         elif kind == C_DIGIT:
             take(s, LITERAL, NULL, T_NUMBER)
             s.state = S_ZERO if c == b"0" else S_INTEGER
-            return p
+            p = in_number(s, p + 1, end)
+            if s.state != S_GROUND:
+                return p
+        elif kind == C_DOUBLE_QUOTE:
+            begin(s, S_QUOTED, SEED_NAME)
+            p = in_quoted(s, p + 1, end)
+            if s.state != S_GROUND:
+                return p
         elif kind == C_QUOTE:
             # 'a' and 'b' on the next line are one string, of one kind.
             if s.string and s.has_newline:
@@ -162,23 +182,52 @@ cdef const uint8_t* in_ground(
             else:
                 take(s, LITERAL, NULL, T_LITERAL)
                 s.state = S_STRING
-            return p
-        elif kind == C_DOUBLE_QUOTE:
-            begin(s, S_QUOTED, SEED_NAME)
-            return p
+            p = in_string(s, p + 1, end)
+            if s.state != S_GROUND:
+                return p
+        elif kind == C_NEWLINE:
+            s.has_newline = 1
+            p += 1
+        elif kind == C_SEMICOLON:
+            if s.depth or s.body:
+                take(s, c, NULL, T_OTHER)
+                s.previous = W_SEMICOLON
+            else:
+                end_statement(s)
+            p += 1
         else:
             s.state = S_DOT if kind == C_DOT else S_DOLLAR
-            return p
+            return p + 1
     return p
 
 
 cdef const uint8_t* in_name(
     Scan* s, const uint8_t* p, const uint8_t* end
 ) noexcept nogil:
+    cdef uint64_t name = s.name
     cdef uint64_t word = s.word
+    cdef uint64_t stop = 0
     cdef uint32_t length = s.length
     cdef uint8_t c = 1
-    while p < end:
+    while end - p >= OCTETS and length & 7 == 0:
+        word = load(p)
+        stop = not_of_names(word)
+        word = lower(word)
+        if stop:
+            word = keep_before(word, stop)
+            length += count_before(stop)
+            p += count_before(stop)
+            break
+        name = mix(name, word)
+        word = 0
+        length += OCTETS
+        p += OCTETS
+    while not stop:
+        if p == end:
+            s.name = name
+            s.word = word
+            s.length = length
+            return p
         c = LOWER[p[0]]
         if c == 0:
             break
@@ -186,12 +235,9 @@ cdef const uint8_t* in_name(
         length += 1
         p += 1
         if length & 7 == 0:
-            s.name = mix(s.name, word)
+            name = mix(name, word)
             word = 0
-    s.word = word
-    s.length = length
-    if c:
-        return p
+    s.state = S_GROUND
     if length == 1:
         c = p[0]
         if c == b"'" and <uint8_t> word in b"ebxn":
@@ -201,7 +247,7 @@ cdef const uint8_t* in_name(
         if c == b"&" and word == b"u":
             s.state = S_UNICODE
             return p + 1
-    end_name(s, False)
+    take_name(s, name_value(name, word, length), False)
     return p
 
 
@@ -244,14 +290,15 @@ cdef const uint8_t* in_string(
     cdef uint8_t state = s.state
     cdef uint8_t c
     while p < end:
-        c = p[0]
         if state == S_STRING or state == S_ESCAPE:
+            p = first_of(p, end, b"'", b"'" if state == S_STRING else b"\\")
+            if p == end:
+                break
+            state = S_ESCAPE_SLASH if p[0] != b"'" else state + 1
             p += 1
-            if c == b"'":
-                state += 1
-            elif c == b"\\" and state == S_ESCAPE:
-                state = S_ESCAPE_SLASH
-        elif state == S_ESCAPE_SLASH:
+            continue
+        c = p[0]
+        if state == S_ESCAPE_SLASH:
             p += 1
             state = S_ESCAPE
         elif c == b"'":
@@ -266,29 +313,48 @@ cdef const uint8_t* in_string(
     return p
 
 
-cdef const uint8_t* in_quoted(Scan* s, const uint8_t* p) noexcept nogil:
-    cdef uint8_t c = p[0]
-    if s.state == S_QUOTED:
-        if c == b'"':
+cdef const uint8_t* in_quoted(
+    Scan* s, const uint8_t* p, const uint8_t* end
+) noexcept nogil:
+    cdef uint64_t word, stop
+    while p < end and s.state == S_QUOTED:
+        if end - p < OCTETS or s.length & 7:
+            if p[0] == b'"':
+                s.state = S_QUOTED_QUOTE
+            else:
+                push(s, p[0])
+            p += 1
+            continue
+        word = load(p)
+        stop = places_of(word, b'"')
+        if stop:
+            s.word = keep_before(word, stop)
+            s.length += count_before(stop)
             s.state = S_QUOTED_QUOTE
+            p += count_before(stop) + 1
         else:
-            push(s, c)
-        return p + 1
+            s.name = mix(s.name, word)
+            s.length += OCTETS
+            p += OCTETS
+    if p == end:
+        return p
     if s.state == S_QUOTED_QUOTE:
-        if c == b'"':
-            push(s, c)
+        if p[0] == b'"':
+            push(s, p[0])
             s.state = S_QUOTED
             return p + 1
         end_name(s, True)
         return p
     # S_UNICODE
-    if c == b"'":
+    if p[0] == b"'":
         take(s, LITERAL, NULL, T_LITERAL)
         s.state = S_STRING
         return p + 1
-    if c == b'"':
+    if p[0] == b'"':
         begin(s, S_QUOTED, SEED_UNICODE)
         return p + 1
+    begin(s, S_NAME, SEED_NAME)
+    push(s, b"u")
     end_name(s, False)
     return resume_operator(s, b"&", p)
 
@@ -303,12 +369,16 @@ cdef inline const uint8_t* resume_operator(
     return p
 
 
-cdef const uint8_t* in_dollar(Scan* s, const uint8_t* p) noexcept nogil:
+cdef const uint8_t* in_dollar(
+    Scan* s, const uint8_t* p, const uint8_t* end
+) noexcept nogil:
     cdef uint8_t c = p[0]
     if s.state == S_BODY:
-        if c == b"$":
-            s.state = S_BODY_TAG
-            s.candidate = TAG_KEY
+        p = first_of(p, end, b"$", b"$")
+        if p == end:
+            return p
+        s.state = S_BODY_TAG
+        s.candidate = TAG_KEY
     elif s.state == S_BODY_TAG:
         if c == b"$":
             if s.candidate == s.tag:
@@ -321,6 +391,7 @@ cdef const uint8_t* in_dollar(Scan* s, const uint8_t* p) noexcept nogil:
     elif s.state == S_DOLLAR and CLASS[c] == C_DIGIT:
         take(s, LITERAL, NULL, T_LITERAL)
         s.state = S_PARAMETER
+        return in_number(s, p + 1, end)
     elif s.state == S_DOLLAR and CLASS[c] == C_LETTER:
         begin(s, S_TAG, SEED_NAME)
         s.tag = TAG_KEY
@@ -341,12 +412,21 @@ cdef const uint8_t* in_dollar(Scan* s, const uint8_t* p) noexcept nogil:
     return p + 1
 
 
-cdef const uint8_t* in_number(Scan* s, const uint8_t* p) noexcept nogil:
+cdef const uint8_t* in_number(
+    Scan* s, const uint8_t* p, const uint8_t* end
+) noexcept nogil:
     # The literal was taken at its first byte; here is found where it ends.
     cdef uint8_t state = s.state
-    cdef uint8_t c = p[0]
-    cdef uint8_t letter = LOWER[c]
-    cdef bint is_digit = CLASS[c] == C_DIGIT
+    cdef uint8_t c, letter
+    cdef bint is_digit
+    if state == S_INTEGER or state == S_FRACTION or state == S_PARAMETER:
+        while p < end and CLASS[p[0]] == C_DIGIT:
+            p += 1
+    if p == end:
+        return p
+    c = p[0]
+    letter = LOWER[c]
+    is_digit = CLASS[c] == C_DIGIT
     if state == S_ZERO:
         s.word = letter
         s.state = S_RADIX_FIRST if letter in b"xob" else S_INTEGER
@@ -383,13 +463,21 @@ cdef const uint8_t* in_number(Scan* s, const uint8_t* p) noexcept nogil:
     return p
 
 
-cdef const uint8_t* in_comment(Scan* s, const uint8_t* p) noexcept nogil:
-    cdef uint8_t c = p[0]
+cdef const uint8_t* in_comment(
+    Scan* s, const uint8_t* p, const uint8_t* end
+) noexcept nogil:
+    cdef uint8_t c
     if s.state == S_LINE:
-        if c == b"\n" or c == b"\r":
+        p = first_of(p, end, b"\n", b"\r")
+        if p < end:
             s.state = S_GROUND
+        return p
+    if s.state == S_BLOCK:
+        p = first_of(p, end, b"*", b"/")
+        if p == end:
             return p
-    elif s.state == S_BLOCK_STAR and c == b"/":
+    c = p[0]
+    if s.state == S_BLOCK_STAR and c == b"/":
         s.comments -= 1
         s.state = S_BLOCK if s.comments else S_GROUND
     elif s.state == S_BLOCK_SLASH and c == b"*":
@@ -428,9 +516,9 @@ cdef void scan_feed(Scan* s, const char* text, Py_ssize_t size) noexcept nogil:
         elif state == S_OPERATOR:
             p = in_operator(s, p, end)
         elif state >= S_PARAMETER:
-            p = in_number(s, p)
+            p = in_number(s, p, end)
         elif state >= S_LINE and state <= S_BLOCK_SLASH:
-            p = in_comment(s, p)
+            p = in_comment(s, p, end)
         elif state == S_DOT:
             if CLASS[p[0]] == C_DIGIT:
                 take(s, LITERAL, NULL, T_NUMBER)
@@ -440,11 +528,11 @@ cdef void scan_feed(Scan* s, const char* text, Py_ssize_t size) noexcept nogil:
                 s.previous = W_DOT
                 s.state = S_GROUND
         elif state >= S_DOLLAR:
-            p = in_dollar(s, p)
+            p = in_dollar(s, p, end)
         elif state >= S_STRING:
             p = in_string(s, p, end)
         else:
-            p = in_quoted(s, p)
+            p = in_quoted(s, p, end)
 
 
 cdef void scan_finish(Scan* s) noexcept nogil:
@@ -475,7 +563,7 @@ cdef int know(name, word, lead, is_operand) except -1:
     begin(&s, S_NAME, SEED_NAME)
     for c in name.encode():
         push(&s, c)
-    cdef uint64_t value = name_value(&s)
+    cdef uint64_t value = name_value(s.name, s.word, s.length)
     cdef uint32_t slot = <uint32_t> (value >> 55)
     while KEYS[slot]:
         slot = (slot + 1) & (SLOTS - 1)
