@@ -95,7 +95,7 @@ cdef struct Scan:
     uint8_t state
     uint8_t string            # the state of strings that a newline may continue
     uint8_t has_newline       # a newline came since that string
-    uint8_t is_special        # the operator may end with a sign
+    uint8_t has_special       # the operator has what lets it end with a sign
     uint32_t comments         # block comments open
     uint32_t length           # bytes of the name, operator or tag so far
     uint64_t word             # the up to 8 bytes of it not yet in `name`
@@ -110,6 +110,7 @@ cdef struct Scan:
     uint32_t body             # BEGIN ATOMIC and the CASEs in it that are open
     uint32_t weight           # complexity above 1.0, hundredths
     uint8_t tokens            # 0 to 3 (or more), from the leading keyword on
+    uint8_t is_special        # the next token may mean more than its hash
     uint8_t is_begun          # some token came, if only a parenthesis
     uint8_t lead              # its first, second and latest word
     uint8_t second

@@ -122,7 +122,7 @@ cdef void end_operator(Scan* s) noexcept nogil:
     cdef uint32_t length = s.length
     cdef uint8_t c
     s.state = S_GROUND
-    if not s.is_special:
+    if not s.has_special:
         while length > 1:
             c = s.word >> ((length - 1) << 3)
             if c != b"+" and c != b"-":
@@ -142,6 +142,7 @@ cdef void end_operator(Scan* s) noexcept nogil:
 cdef const uint8_t* in_ground(
     Scan* s, const uint8_t* p, const uint8_t* end
 ) noexcept nogil:
+    cdef uint64_t word, stop
     cdef uint8_t c, kind
     while p < end:
         c = p[0]
@@ -150,6 +151,22 @@ cdef const uint8_t* in_ground(
             p += 1
         elif kind == C_LETTER:
             begin(s, S_NAME, SEED_NAME)
+            if end - p >= OCTETS:
+                word = load(p)
+                stop = not_of_names(word)
+                word = lower(word)
+                if not stop:
+                    s.name = mix(SEED_NAME, word)
+                    s.length = OCTETS
+                    p += OCTETS
+                elif count_before(stop) > 1:
+                    s.state = S_GROUND
+                    word = keep_before(word, stop)
+                    p += count_before(stop)
+                    take_name(
+                        s, name_value(SEED_NAME, word, count_before(stop)), False
+                    )
+                    continue
             p = in_name(s, p, end)
             if s.state != S_GROUND:
                 return p
@@ -162,7 +179,7 @@ cdef const uint8_t* in_ground(
                 p += 1
                 continue
             begin(s, S_OPERATOR, 0)
-            s.is_special = 0
+            s.has_special = 0
             return p
         elif kind == C_DIGIT:
             take(s, LITERAL, NULL, T_NUMBER)
@@ -275,11 +292,11 @@ cdef const uint8_t* in_operator(
             if s.length == PIECE:
                 end_operator(s)
                 begin(s, S_OPERATOR, 0)
-                s.is_special = 0
+                s.has_special = 0
         s.word |= <uint64_t> c << (s.length << 3)
         s.length += 1
         if c in b"~!@#%^&|`?":
-            s.is_special = 1
+            s.has_special = 1
         p += 1
     return p
 
@@ -365,7 +382,7 @@ cdef inline const uint8_t* resume_operator(
     begin(s, S_OPERATOR, 0)
     s.word = c
     s.length = 1
-    s.is_special = c == b"&"
+    s.has_special = c == b"&"
     return p
 
 

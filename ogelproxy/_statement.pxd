@@ -39,13 +39,13 @@ from ogelproxy._fingerprint cimport (
 )
 
 
-cdef enum:  # what a token is, for `take`
+cdef enum:  # what a token is, for `take`; behind the first three comes an operand
     T_OPEN    # not the end of VALUES' rows, the only one
+    T_SIGN    # may be swallowed
+    T_OPERATOR
     T_NAME
     T_NUMBER  # swallows a sign
     T_LITERAL
-    T_SIGN    # may be swallowed
-    T_OPERATOR
     T_OTHER
 
 cdef enum:  # Scan.free: what was seen of a statement that costs nothing
@@ -172,6 +172,7 @@ cdef inline void renew(Scan* s) noexcept nogil:
     s.weight = 0
     s.tokens = 0
     s.is_begun = 0
+    s.is_special = 1
     s.lead = W_NONE
     s.second = W_NONE
     s.previous = W_NONE
@@ -407,8 +408,28 @@ cdef inline bint expects_operand(Scan* s, uint8_t word) noexcept nogil:
 cdef inline void take(
     Scan* s, uint64_t value, const Keyword* keyword, uint8_t shape
 ) noexcept nogil:
+    if s.is_special or shape == T_SIGN or (keyword and keyword.word):
+        take_special(s, value, keyword, shape)
+        return
+    s.string = 0
+    if shape != T_OPEN:
+        end_rows(s)
+    s.hash = mix(s.hash, value)
+    s.previous = W_NONE
+    s.is_operand = keyword.is_operand if keyword else shape <= T_OPERATOR
+
+
+cdef inline void end_rows(Scan* s) noexcept nogil:
+    if is_in_list(s) and s.list[s.lists - 1].is_rows:
+        close_list(s)
+
+
+cdef inline void take_special(
+    Scan* s, uint64_t value, const Keyword* keyword, uint8_t shape
+) noexcept nogil:
+    """Take any token, also where it is more than one among others."""
     cdef uint8_t word = W_NONE
-    cdef bint is_operand = shape in (T_OPEN, T_SIGN, T_OPERATOR)
+    cdef bint is_operand = shape <= T_OPERATOR
     if not s.is_begun:
         s.is_begun = 1
         if s.statements:
@@ -418,8 +439,8 @@ cdef inline void take(
         if shape != T_NUMBER:
             s.hash = mix(s.hash, s.sign)
         s.sign = 0
-    if shape != T_OPEN and is_in_list(s) and s.list[s.lists - 1].is_rows:
-        close_list(s)
+    if shape != T_OPEN:
+        end_rows(s)
     if s.free:
         s.free = next_free(s, keyword.word if keyword else W_NONE, shape)
     if s.naming:
@@ -443,6 +464,7 @@ cdef inline void take(
     if s.naming == N_LIST:
         s.naming = N_ALL
         open_list(s, False)
+    s.is_special = s.tokens < 3 or s.free or s.naming or s.sign != 0
 
 
 cdef inline void take_mark(Scan* s, uint8_t c) noexcept nogil:
