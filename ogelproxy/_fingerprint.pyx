@@ -19,7 +19,9 @@ from os import urandom
 
 from ogelproxy._octets cimport (
     OCTETS,
+    HIGH,
     count_before,
+    no_digits,
     first_of,
     keep_before,
     load,
@@ -143,6 +145,7 @@ cdef const uint8_t* in_ground(
     Scan* s, const uint8_t* p, const uint8_t* end
 ) noexcept nogil:
     cdef uint64_t word, stop
+    cdef uint32_t length
     cdef uint8_t c, kind
     while p < end:
         c = p[0]
@@ -150,29 +153,30 @@ cdef const uint8_t* in_ground(
         if kind == C_SPACE:
             p += 1
         elif kind == C_LETTER:
-            begin(s, S_NAME, SEED_NAME)
+            word = 0
+            stop = HIGH
             if end - p >= OCTETS:
                 word = load(p)
                 stop = not_of_names(word)
-                word = lower(word)
-                if not stop:
-                    s.name = mix(SEED_NAME, word)
-                    s.length = OCTETS
-                    p += OCTETS
-                elif count_before(stop) > 1:
-                    s.state = S_GROUND
-                    word = keep_before(word, stop)
-                    p += count_before(stop)
-                    take_name(
-                        s, name_value(SEED_NAME, word, count_before(stop)), False
-                    )
+                if stop and count_before(stop) > 1:
+                    length = count_before(stop)
+                    p += length + (<uint8_t> (word >> (length << 3)) == b" ")
+                    word = keep_before(lower(word), stop)
+                    take_name(s, name_value(SEED_NAME, word, length), False)
                     continue
+            begin(s, S_NAME, SEED_NAME)
+            if not stop:
+                s.name = mix(SEED_NAME, lower(word))
+                s.length = OCTETS
+                p += OCTETS
             p = in_name(s, p, end)
             if s.state != S_GROUND:
                 return p
         elif kind == C_MARK:
             take_mark(s, c)
             p += 1
+            if p < end:
+                p += p[0] == b" "
         elif kind == C_OPERATOR:
             if p + 1 < end and CLASS[p[1]] != C_OPERATOR:
                 take_operator(s, c, 1)
@@ -183,6 +187,13 @@ cdef const uint8_t* in_ground(
             return p
         elif kind == C_DIGIT:
             take(s, LITERAL, NULL, T_NUMBER)
+            if end - p >= OCTETS:
+                stop = no_digits(load(p))
+                if stop:
+                    kind = CLASS[p[count_before(stop)]]
+                    if kind != C_LETTER and kind != C_DOT:
+                        p += count_before(stop)
+                        continue
             s.state = S_ZERO if c == b"0" else S_INTEGER
             p = in_number(s, p + 1, end)
             if s.state != S_GROUND:
@@ -212,9 +223,20 @@ cdef const uint8_t* in_ground(
             else:
                 end_statement(s)
             p += 1
+        elif kind == C_DOT:
+            if p + 1 == end or CLASS[p[1]] == C_DIGIT:
+                s.state = S_DOT
+                return p + 1
+            take_dot(s)
+            p += 1
         else:
-            s.state = S_DOT if kind == C_DOT else S_DOLLAR
-            return p + 1
+            s.state = S_DOLLAR
+            p += 1
+            if p == end:
+                return p
+            p = in_dollar(s, p, end)
+            if s.state != S_GROUND:
+                return p
     return p
 
 
@@ -541,8 +563,7 @@ cdef void scan_feed(Scan* s, const char* text, Py_ssize_t size) noexcept nogil:
                 take(s, LITERAL, NULL, T_NUMBER)
                 s.state = S_FRACTION
             else:
-                take(s, b".", NULL, T_OTHER)
-                s.previous = W_DOT
+                take_dot(s)
                 s.state = S_GROUND
         elif state >= S_DOLLAR:
             p = in_dollar(s, p, end)

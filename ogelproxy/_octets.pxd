@@ -70,6 +70,10 @@ cdef inline uint64_t not_of_names(uint64_t word) noexcept nogil:
     )
 
 
+cdef inline uint64_t no_digits(uint64_t word) noexcept nogil:
+    return HIGH & (word | ~between(word, b"0", b"9"))
+
+
 cdef inline const uint8_t* first_of(
     const uint8_t* p, const uint8_t* end, uint8_t one, uint8_t other
 ) noexcept nogil:

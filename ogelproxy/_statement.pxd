@@ -504,6 +504,11 @@ cdef inline void take_mark(Scan* s, uint8_t c) noexcept nogil:
         take(s, c, NULL, T_OTHER)
 
 
+cdef inline void take_dot(Scan* s) noexcept nogil:
+    take(s, b".", NULL, T_OTHER)
+    s.previous = W_DOT
+
+
 cdef inline void take_operator(Scan* s, uint64_t word, uint32_t length) noexcept nogil:
     cdef uint8_t shape = T_OPERATOR
     if length == 1 and s.is_operand and (word == b"+" or word == b"-"):
