@@ -76,58 +76,58 @@ cdef enum:  # words that some rule below names
     W_ALL        # and DEFAULT: no names
     W_AND
     W_AS
-    W_ATOMIC
     W_AUTHORIZATION
     W_BEGIN
     W_BETWEEN
-    W_BY
-    W_CASE
     W_CHAIN
     W_COMMIT
     W_CONSTANT
     W_CONSTRAINTS
     W_CREATE
     W_DECLARE
-    W_DISTINCT
-    W_END
-    W_EXECUTE
     W_EXPLAIN
     W_FETCH
     W_FROM
     W_GROUP
-    W_HAVING
-    W_HOLD
     W_IN
     W_INTO
     W_IS
-    W_JOIN
     W_LOCAL
     W_NO
     W_NOT
     W_ORDER
-    W_OVER
     W_PREPARE
     W_PREPARED
-    W_RECURSIVE
     W_RELEASE    # and others that end what they name
     W_REPLACE
     W_RESET
-    W_RETURN
     W_ROLE
     W_ROLLBACK
-    W_ROUTINE
     W_SAVEPOINT
-    W_SELECT
     W_SESSION
     W_SET
-    W_TEMP
     W_TO
     W_TRANSACTION
-    W_UNION
     W_UPDATE
     W_VALUES
     W_WITH
     W_WORK
+    W_ATOMIC     # from here on `watch` looks at them
+    W_BY
+    W_CASE
+    W_DISTINCT
+    W_END
+    W_EXECUTE
+    W_HAVING
+    W_HOLD
+    W_JOIN
+    W_OVER
+    W_RECURSIVE
+    W_RETURN
+    W_ROUTINE
+    W_SELECT
+    W_TEMP
+    W_UNION
     W_PG_TEMP    # from here on names, known also in quotes and behind a dot
     W_PG_SETTINGS
     W_ADVISORY_LOCK
@@ -408,14 +408,15 @@ cdef inline bint expects_operand(Scan* s, uint8_t word) noexcept nogil:
 cdef inline void take(
     Scan* s, uint64_t value, const Keyword* keyword, uint8_t shape
 ) noexcept nogil:
-    if s.is_special or shape == T_SIGN or (keyword and keyword.word):
+    cdef uint8_t word = keyword.word if keyword else W_NONE
+    if s.is_special or shape == T_SIGN or word >= W_ATOMIC:
         take_special(s, value, keyword, shape)
         return
     s.string = 0
     if shape != T_OPEN:
         end_rows(s)
     s.hash = mix(s.hash, value)
-    s.previous = W_NONE
+    s.previous = word
     s.is_operand = keyword.is_operand if keyword else shape <= T_OPERATOR
 
 
@@ -464,7 +465,10 @@ cdef inline void take_special(
     if s.naming == N_LIST:
         s.naming = N_ALL
         open_list(s, False)
-    s.is_special = s.tokens < 3 or s.free or s.naming or s.sign != 0
+    s.is_special = s.free or s.naming or s.sign != 0 or s.tokens == 0 or (
+        s.tokens < 3
+        and s.lead in (W_COMMIT, W_PREPARE, W_RESET, W_ROLLBACK, W_SET)
+    )
 
 
 cdef inline void take_mark(Scan* s, uint8_t c) noexcept nogil:
