@@ -574,9 +574,12 @@ cdef void scan_feed(Scan* s, const char* text, Py_ssize_t size) noexcept nogil:
 
 
 cdef void scan_finish(Scan* s) noexcept nogil:
-    if s.state == S_QUOTED:
+    if s.state == S_NAME:
+        end_name(s, False)
+    elif s.state == S_QUOTED:
         end_name(s, True)
-    scan_feed(s, b" ", 1)  # ends any other token
+    elif s.state not in (S_GROUND, S_PARAMETER, S_INTEGER):
+        scan_feed(s, b" ", 1)  # ends any other token
     end_statement(s)
     s.fingerprint = mix(s.hash, s.statements) or 1
 
