@@ -162,6 +162,12 @@ cdef inline uint64_t mix(uint64_t hash, uint64_t value) noexcept nogil:
     return hash ^ (hash >> 32)
 
 
+cdef inline uint64_t name_value(
+    uint64_t name, uint64_t word, uint32_t length
+) noexcept nogil:
+    return mix(name + (<uint64_t> length << 16), word)
+
+
 # Statements and lists.
 
 cdef inline void renew(Scan* s) noexcept nogil:

@@ -77,7 +77,7 @@ ROWS = (
 )
 
 #: Files that are compiled into another module.
-PARTS = {"_statement": "_fingerprint"}
+PARTS = {"_octets": "_fingerprint", "_statement": "_fingerprint"}
 
 #: Drivers and their places; whatever else a module needs is its own business.
 DRIVERS = {
