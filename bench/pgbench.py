@@ -60,6 +60,11 @@ class Outcome:
         count = len(self.latencies)
         return self.latencies[max(0, -int(-percent * count // 100) - 1)]
 
+    def typical(self) -> float:
+        """Return the mean latency in milliseconds, without the slowest tenth."""
+        count = max(1, len(self.latencies) * 9 // 10)
+        return sum(self.latencies[:count]) / count
+
 
 def find() -> str:
     """Return pgbench's path. Raises PgbenchFailed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from bench import peers, proxy
 from bench.case import Result
 from bench.pairs import Promise
+from bench.pgbench import Outcome
 
 
 @pytest.mark.timeout(120)
@@ -36,6 +38,13 @@ def test_a_peer_that_does_not_start_is_told_of(
     assert [row["left out"] for row in result.rows] == ["pgbouncer"]
     [failure] = result.failures
     assert "pgbouncer ended while starting" in failure
+
+
+def test_a_percentile_is_the_least_that_so_many_do_not_exceed() -> None:
+    outcome = Outcome(100, 1.0, 0.0, 0, array("d", range(1, 101)))
+    assert [outcome.percentile(percent) for percent in (50, 95, 99)] == [50, 95, 99]
+    assert outcome.percentile(99.5) == 100
+    assert outcome.typical() == pytest.approx(45.5)  # of 1 to 90
 
 
 def test_a_promise_is_kept_up_to_its_ratio() -> None:
