@@ -1,6 +1,6 @@
 from ogelproxy._bucket import TokenBucket
 from ogelproxy._client import ClientCore
-from ogelproxy._reactor import Reactor
+from ogelproxy._reactor import Connection
 from ogelproxy._server import ServerCore
 
 class Loop:
@@ -72,9 +72,10 @@ class Queries(Loop):
 
     def __init__(
         self,
-        reactor: Reactor,
-        client: int,
-        server: int,
+        client: Connection,
+        client_end: int,
+        server: Connection,
+        server_end: int,
         request: bytes,
         passed: bytes,
         answer: bytes,

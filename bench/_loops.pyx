@@ -13,14 +13,18 @@ from ogelproxy._bucket cimport TokenBucket
 from ogelproxy._client cimport ClientCore
 from ogelproxy._fingerprint cimport Scan, scan_feed, scan_finish, scan_start
 from ogelproxy._replies cimport ASKED_QUERY, REPLY_FORWARD, Reply
-from ogelproxy._reactor cimport Reactor
+from ogelproxy._reactor cimport Connection, Reactor
 from ogelproxy._server cimport ServerCore
 
 cdef extern from "sys/socket.h" nogil:
     ssize_t recv(int fd, void* into, size_t size, int flags)
     ssize_t send(int fd, const void* data, size_t size, int flags)
     enum:
-        MSG_WAITALL
+        MSG_DONTWAIT
+
+cdef extern from "sys/epoll.h" nogil:
+    enum:
+        EPOLLIN
 
 cdef enum:
     MAX_PASSED = 4096  # bytes of a request or an answer that is passed on
@@ -232,39 +236,61 @@ cdef class Counts(Loop):
 cdef class Queries(Loop):
     """Whole queries, by sockets whose far ends are held here."""
 
-    cdef Reactor reactor
-    cdef int client
-    cdef int server
+    cdef Connection client
+    cdef int client_end
+    cdef Connection server
+    cdef int server_end
     cdef bytes request
     cdef bytes passed
     cdef bytes answer
 
     def __init__(
-        self, Reactor reactor not None, int client, int server,
+        self, Connection client not None, int client_end,
+        Connection server not None, int server_end,
         bytes request not None, bytes passed not None, bytes answer not None,
     ):
         if max(len(passed), len(answer)) > MAX_PASSED:
             raise ValueError("too long to be passed on here")
-        self.reactor = reactor
         self.client = client
+        self.client_end = client_end
         self.server = server
+        self.server_end = server_end
         self.request = request
         self.passed = passed
         self.answer = answer
 
     cdef int run(self, uint64_t count) except -1:
         for _ in range(count):
-            self.hand_over(self.client, self.request, self.server, self.passed)
-            self.hand_over(self.server, self.answer, self.client, self.answer)
+            send_all(self.client_end, self.request)
+            self.handle(self.client)
+            receive_all(self.server_end, self.passed)
+            send_all(self.server_end, self.answer)
+            self.handle(self.server)
+            receive_all(self.client_end, self.answer)
         return 0
 
-    cdef int hand_over(self, int giver, bytes given, int taker, bytes taken) except -1:
-        cdef char[MAX_PASSED] into
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(taken)
-        send(giver, PyBytes_AS_STRING(given), PyBytes_GET_SIZE(given), 0)
-        self.reactor.turn()
-        if recv(taker, into, size, MSG_WAITALL) != size or (
-            memcmp(into, PyBytes_AS_STRING(taken), size) != 0
-        ):
-            raise RuntimeError("something else was passed on")
+    cdef int handle(self, Connection connection) except -1:
+        """As a turn of the reactor does, which may wait for more than is to come."""
+        cdef Reactor reactor = connection.reactor
+        reactor.tick()
+        reactor.gather.clear()
+        connection.on_event(EPOLLIN)
+        if reactor.deferred:
+            reactor.run_deferred()
         return 0
+
+
+cdef int send_all(int fd, bytes data) except -1:
+    if send(fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), 0) < 0:
+        raise OSError("nothing could be sent")
+    return 0
+
+
+cdef int receive_all(int fd, bytes data) except -1:
+    cdef char[MAX_PASSED] into
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+    if recv(fd, into, size, MSG_DONTWAIT) != size or (
+        memcmp(into, PyBytes_AS_STRING(data), size) != 0
+    ):
+        raise RuntimeError("something else was passed on")
+    return 0

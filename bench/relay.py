@@ -1,8 +1,8 @@
 """The case `relay`: a query's whole way through the data plane, without Postgres.
 
 From the far end of a client's socket to that of a server's and back, by the same
-callbacks as in a proxy under load, with all that happens per query. In time the
-kernel is the most of it; instructions are the proxy's own.
+callbacks as in a proxy under load, with all that happens per query but the wait for
+events. In time the kernel is the most of it; instructions are the proxy's own.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ class RelayCase(Micro):
     def opened(self, implementation: str) -> Iterator[Mapping[str, Repeated]]:
         queries = loops.load().Queries
         with Desk() as desk:
-            _, client = desk.client()
-            server, far = desk.server()
+            client, client_end = desk.client()
+            server, server_end = desk.server()
             server.enter_pool()
-            _pass(desk, client, far, PREPARE)
+            _pass(desk, client_end, server_end, PREPARE)
             yield {
                 protocol: queries(
-                    desk.reactor,
-                    client.fileno(),
-                    far.fileno(),
+                    client,
+                    client_end.fileno(),
+                    server,
+                    server_end.fileno(),
                     exchange.request,
-                    _pass(desk, client, far, exchange),
+                    _pass(desk, client_end, server_end, exchange),
                     exchange.answer,
                 )
                 for protocol, exchange in POINT.items()

@@ -99,12 +99,12 @@ def test_queries_are_paid_for(compiled: Any, desk: Desk) -> None:
 
 
 def test_a_relayed_query_passes_every_layer(compiled: Any, desk: Desk) -> None:
-    _, near = desk.client()
-    server, far = desk.server()
+    client, client_end = desk.client()
+    server, server_end = desk.server()
     server.enter_pool()
     exchange = exchanges.POINT["extended"]
     compiled.Queries(
-        *(desk.reactor, near.fileno(), far.fileno()),
+        *(client, client_end.fileno(), server, server_end.fileno()),
         *(exchange.request, exchange.request, exchange.answer),
     )(7)
     assert desk.bucket.admitted == 7
