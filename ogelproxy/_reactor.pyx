@@ -241,16 +241,18 @@ cdef class Connection:
     cdef int on_readable(self) except -1:
         # Without a protocol of its own a connection collects bytes for the
         # coroutine that logs it in, and no more than that one message may take.
-        if self.in_size >= SCRATCH:
+        cdef Py_ssize_t got = 1
+        if self.in_size < SCRATCH:
+            got = self.fill(SCRATCH)
+        else:
             self.pause()
-        elif self.fill(SCRATCH) < 0:
-            self.is_broken = True
-        if self.is_broken or self.is_hung:
+        if got < 0 or self.is_broken or self.is_hung:
             # The kernel would report it again and again until it is closed.
             self.is_broken = True
             self.unwatch()
-        self.wake()
-        return 0
+        elif got == 0:
+            return 0  # who waits in TLS would at once have it asked for again
+        return self.wake()
 
     cdef int on_drained(self) except -1:
         return 0

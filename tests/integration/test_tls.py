@@ -6,8 +6,10 @@ import shutil
 import signal
 import socket
 import ssl
+import time
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 from cryptography import x509
@@ -119,6 +121,24 @@ def test_tls_session_is_taken_up_again(
             # In TLS 1.3 it comes after the handshake (RFC 8446, 4.6.1).
             session = wrapped.session
             assert session is not None and session.has_ticket
+
+
+def test_client_that_pauses_inside_tls_costs_nothing(
+    secured_member: Organization,
+) -> None:
+    process = secured_member.proxy.process
+    assert process is not None
+    with RawClient(secured_member.proxy) as client:
+        client.send(SSL_REQUEST)
+        assert client.socket.recv(1) == b"S"
+        client.socket = trusting().wrap_socket(client.socket)
+        before = psutil.Process(process.pid).cpu_times()
+        time.sleep(0.5)
+        after = psutil.Process(process.pid).cpu_times()
+        client.start(secured_member.handle, "app")
+        assert client.receive()[0] == b"R"
+    spent = after.user + after.system - before.user - before.system
+    assert spent < 0.2
 
 
 def install(issued: Issued, directory: Path) -> None:
