@@ -198,37 +198,36 @@ cdef class ClientCore(Borrower):
         cdef Py_ssize_t size
         cdef Py_ssize_t step
         self.active_at = self.reactor.now
-        try:
-            while i < n and self.phase == CLIENT_READY and not self.is_leaving:
-                if self.body_left:
-                    step = self.stream(p + i, min(self.body_left, n - i))
-                    if step == 0:
-                        break
-                    i += step
-                    continue
-                if n - i < HEADER:
-                    break
-                size = frame_size(p + i, MAX_MESSAGE)
-                if size < 0:
-                    raise ProtocolViolation("impossible message length")
-                if self.out_size > HIGH_WATER or (
-                    self.server is not None and self.server.replies.count >= MAX_OWED
-                ):
-                    self.is_stalled = True
-                    self.pause()
-                    break
-                step = self.message(p[i], p + i, size, n - i)
+        while i < n and self.phase == CLIENT_READY and not self.is_leaving:
+            if self.body_left:
+                step = self.stream(p + i, min(self.body_left, n - i))
                 if step == 0:
                     break
                 i += step
-        except ProtocolViolation:
-            # What came before is counted as sent.
-            if self.server is not None and self.phase == CLIENT_READY:
-                self.server.flush_gather()
-            raise
+                continue
+            if n - i < HEADER:
+                break
+            size = frame_size(p + i, MAX_MESSAGE)
+            if size < 0:
+                raise ProtocolViolation("impossible message length")
+            if self.out_size > HIGH_WATER or (
+                self.server is not None and self.server.replies.count >= MAX_OWED
+            ):
+                self.is_stalled = True
+                self.pause()
+                break
+            step = self.message(p[i], p + i, size, n - i)
+            if step == 0:
+                break
+            i += step
         if self.phase <= CLIENT_HELD:
             self.flush_requests()
         return i
+
+    cdef int flush_rest(self) except -1:
+        if self.server is not None and self.phase == CLIENT_READY:
+            self.server.flush_gather()
+        return 0
 
     cdef int flush_requests(self) except -1:
         cdef Lendable server = self.server

@@ -305,7 +305,8 @@ cdef class Lendable(Pooled):
         cdef Borrower client
         cdef uint32_t unwanted
         self.resume()
-        self.land()
+        if self.flights is not None:
+            self.land()
         if (
             self.is_retiring
             or self.status != b"I"

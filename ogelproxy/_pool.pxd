@@ -26,7 +26,8 @@ cdef class Pooled(Connection):
 
 
 cdef class PoolCore:
-    cdef list idle                   # servers nobody uses, the latest last
+    cdef list idle                   # servers nobody uses, the latest last; then None
+    cdef readonly Py_ssize_t idle_count
     cdef object waiters              # deque of clients that wait for a server
     cdef readonly object provers     # deque of futures that want a server first
     cdef public Settings baseline    # what a fresh server connection has

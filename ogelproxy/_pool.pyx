@@ -53,11 +53,7 @@ cdef class PoolCore:
 
     @property
     def idle_servers(self):
-        return list(self.idle)
-
-    @property
-    def idle_count(self):
-        return len(self.idle)
+        return self.idle[:self.idle_count]
 
     @property
     def waiting_count(self):
@@ -71,15 +67,17 @@ cdef class PoolCore:
         """An idle server, or None; one that is set as wanted if it is at hand."""
         cdef Pooled server
         cdef Py_ssize_t index
-        cdef Py_ssize_t count = len(self.idle)
+        cdef Py_ssize_t count = self.idle_count
         for index in range(count - 1, max(count - NEAR, 0) - 1, -1):
             server = <Pooled> self.idle[index]
             if server.settings is wanted:
                 if index < count - 1:
-                    self.idle.append(self.idle.pop(index))
+                    self.idle[index:count] = self.idle[index + 1:count] + [server]
                 break
-        while self.idle:
-            server = <Pooled> self.idle.pop()
+        while self.idle_count:
+            self.idle_count -= 1
+            server = <Pooled> self.idle[self.idle_count]
+            self.idle[self.idle_count] = None
             if server.fd >= 0 and not server.is_broken and server.is_lendable():
                 return server
         return None
@@ -105,7 +103,11 @@ cdef class PoolCore:
         return None
 
     cdef int give(self, Connection server) except -1:
-        self.idle.append(server)
+        if self.idle_count == len(self.idle):
+            self.idle.append(server)
+        else:
+            self.idle[self.idle_count] = server
+        self.idle_count += 1
         return 0
 
     def withdraw(self, Connection server):
@@ -114,6 +116,7 @@ cdef class PoolCore:
             self.idle.remove(server)
         except ValueError:
             return False
+        self.idle_count -= 1
         return True
 
     def take_idle(self):

@@ -26,6 +26,7 @@ cdef class Reactor:
     cdef int tick(self) noexcept
     cdef int later(self, Connection connection) except -1
     cdef int run_deferred(self) except -1
+    cdef int crashed(self, Connection connection, object error) except -1
 
 
 cdef class Connection:
@@ -55,6 +56,7 @@ cdef class Connection:
     cdef int on_event(self, uint32_t events) except -1
     cdef int on_readable(self) except -1
     cdef int on_drained(self) except -1
+    cdef int flush_rest(self) except -1
     cdef int on_deferred(self) except -1
     cdef int listen(self, uint32_t events) except -1
     cdef bint is_reading(self) noexcept

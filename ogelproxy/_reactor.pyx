@@ -18,38 +18,14 @@ from libc.string cimport memcpy, memmove
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
+from ogelproxy._kernel cimport (
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP,
+    EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, recv, send, shutdown,
+)
 from ogelproxy._wire cimport HEADER, frame_size
 from ogelproxy.errors import ProtocolViolation
 
-
-cdef extern from "sys/epoll.h" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
-    int epoll_wait(int epfd, epoll_event* events, int count, int timeout)
-    enum:
-        EPOLL_CLOEXEC
-        EPOLL_CTL_ADD
-        EPOLL_CTL_MOD
-        EPOLL_CTL_DEL
-        EPOLLIN
-        EPOLLOUT
-        EPOLLRDHUP
-        EPOLLHUP
-        EPOLLERR
-
-cdef extern from "sys/socket.h" nogil:
-    ssize_t recv(int fd, void* into, size_t size, int flags)
-    ssize_t send(int fd, const void* data, size_t size, int flags)
-    int shutdown(int fd, int how)
-    enum:
-        MSG_NOSIGNAL
-        MSG_PEEK
-        SHUT_WR
 
 cdef enum:
     EVENTS = 256      # events taken from the kernel at once
@@ -115,6 +91,7 @@ cdef class Reactor:
         cdef epoll_event events[EVENTS]
         cdef int count
         cdef int index
+        cdef epoll_event* event
         cdef uint32_t slot
         cdef Connection connection
         self.is_turning = True
@@ -123,25 +100,31 @@ cdef class Reactor:
                 count = epoll_wait(self.epoll, events, EVENTS, 0)
                 if count <= 0:
                     break
-                for index in range(count):
-                    slot = <uint32_t> events[index].data.u64
-                    # An earlier event may have closed this connection, and a
-                    # new one may already sit in its slot.
-                    if events[index].data.u64 >> 32 != self.generations[slot]:
-                        continue
-                    connection = self.slots[slot]
-                    if connection is None:
-                        continue
-                    self.tick()
-                    # Whatever an earlier event left there is nobody else's.
-                    self.gather.clear()
+                # One reading of the clock is good for all that came at once.
+                self.tick()
+                index = 0
+                while index < count:
+                    # To handle exceptions costs something, also where none comes:
+                    # what one event raises ends the loop within, not this one.
                     try:
-                        connection.on_event(events[index].events)
-                        if self.deferred:
-                            self.run_deferred()
+                        while index < count:
+                            event = &events[index]
+                            index += 1
+                            slot = <uint32_t> event.data.u64
+                            # An earlier event may have closed this connection, and
+                            # a new one may already sit in its slot.
+                            if event.data.u64 >> 32 != self.generations[slot]:
+                                continue
+                            connection = self.slots[slot]
+                            if connection is None:
+                                continue
+                            # Whatever an earlier event left there is nobody else's.
+                            self.gather.clear()
+                            connection.on_event(event.events)
+                            if self.deferred:
+                                self.run_deferred()
                     except Exception as error:
-                        self.gather.clear()
-                        self.on_crash(connection, error)
+                        self.crashed(connection, error)
                 if count < 2:
                     # A lone event is likely to be followed by a wait: asking
                     # again would be a system call for nothing.
@@ -183,10 +166,17 @@ cdef class Reactor:
                 if connection.fd >= 0:
                     connection.on_deferred()
             except Exception as error:
-                self.gather.clear()
-                self.on_crash(connection, error)
+                self.crashed(connection, error)
         if self.deferred:
             self.schedule()
+        return 0
+
+    cdef int crashed(self, Connection connection, object error) except -1:
+        if isinstance(error, ProtocolViolation):
+            # What came before it is good, and counted as sent.
+            connection.flush_rest()
+        self.gather.clear()
+        self.on_crash(connection, error)
         return 0
 
 
@@ -255,6 +245,10 @@ cdef class Connection:
         return self.wake()
 
     cdef int on_drained(self) except -1:
+        return 0
+
+    cdef int flush_rest(self) except -1:
+        """Send what the gather holds to whom it is for, before it is cleared."""
         return 0
 
     cdef int on_deferred(self) except -1:

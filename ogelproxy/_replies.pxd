@@ -1,3 +1,4 @@
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -43,6 +44,7 @@ cdef struct Reply:
     PyObject* thing         # owned: a Naming or Rewriting, bytes of a REFUSE
 
 
+@cython.final
 cdef class Replies:
     # A ring of the replies that a server owes, oldest first.
     cdef Reply* ring
@@ -52,9 +54,18 @@ cdef class Replies:
     cdef uint64_t popped     # replies that were taken off, ever
 
     cdef Reply* push(self, uint8_t asked, uint8_t action) except NULL
-    cdef Reply* head(self) noexcept
-    cdef Reply* last(self) noexcept
-    cdef uint64_t pushed(self) noexcept
-    cdef Reply* at(self, uint32_t index) noexcept
+    cdef inline Reply* head(self) noexcept:
+        return self.ring + self.first if self.count else NULL
+
+    cdef inline Reply* last(self) noexcept:
+        return self.at(self.count - 1) if self.count else NULL
+
+    cdef inline uint64_t pushed(self) noexcept:
+        """How many were ever pushed; the latest is answered once so many popped."""
+        return self.popped + self.count
+
+    cdef inline Reply* at(self, uint32_t index) noexcept:
+        return self.ring + ((self.first + index) & (self.capacity - 1))
+
     cdef void pop(self) noexcept
     cdef void clear(self) noexcept

@@ -49,19 +49,6 @@ cdef class Replies:
         self.count += 1
         return reply
 
-    cdef Reply* head(self) noexcept:
-        return self.ring + self.first if self.count else NULL
-
-    cdef Reply* last(self) noexcept:
-        return self.at(self.count - 1) if self.count else NULL
-
-    cdef uint64_t pushed(self) noexcept:
-        """How many were ever pushed; the latest is answered once so many popped."""
-        return self.popped + self.count
-
-    cdef Reply* at(self, uint32_t index) noexcept:
-        return self.ring + ((self.first + index) & (self.capacity - 1))
-
     cdef void pop(self) noexcept:
         cdef Reply* reply = self.ring + self.first
         Py_XDECREF(reply.thing)

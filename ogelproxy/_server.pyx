@@ -101,56 +101,50 @@ cdef class ServerCore(Lendable):
         cdef Reply* head
         cdef bint is_probe
         cdef char kind
-        try:
-            while i < n:
-                if self.body_left:
-                    step = min(self.body_left, n - i)
-                    self.body_left -= step
-                    if not self.body_dropped and client is not None:
-                        gather.emit(p + i, step)
-                        self.bytes_out += step
-                    i += step
-                    continue
-                if n - i < HEADER:
-                    break
-                size = frame_size(p + i, MAX_MESSAGE)
-                if size < 0:
-                    raise ProtocolViolation("impossible message length", by="server")
-                kind = p[i]
-                head = self.replies.head()
-                if head != NULL and head.action == REPLY_FAKE:
-                    self.fakes()
-                    head = self.replies.head()
-                is_probe = head != NULL and head.action == REPLY_PROBE
-                if size > n - i:
-                    if (kind != b"D" and kind != b"d" or is_probe) and size <= MAX_SEEN:
-                        break
-                    step = n - i
-                    self.body_left = size - step
-                else:
-                    step = size
-                if kind == b"D" and is_probe:
-                    self.body_dropped = True
-                    if client is not None:
-                        # Settings too long to be kept are as good as unknown.
-                        row = p[i + HEADER:i + step] if step == size else None
-                        self.pool.answered(self, client, row)
-                elif kind == b"D" or kind == b"d":
-                    self.rows += 1
-                    self.pass_on(p + i, step, head)
-                elif step < size:
-                    # Larger than anything that has to be understood.
-                    self.pass_on(p + i, step, head)
-                else:
-                    self.message(kind, p + i, size, head)
-                    if self.phase == SERVER_CLOSED:
-                        return n
+        while i < n:
+            if self.body_left:
+                step = min(self.body_left, n - i)
+                self.body_left -= step
+                if not self.body_dropped and client is not None:
+                    gather.emit(p + i, step)
+                    self.bytes_out += step
                 i += step
-        except ProtocolViolation:
-            # What came before is counted as sent.
-            if client is not None:
-                client.flush_gather()
-            raise
+                continue
+            if n - i < HEADER:
+                break
+            size = frame_size(p + i, MAX_MESSAGE)
+            if size < 0:
+                raise ProtocolViolation("impossible message length", by="server")
+            kind = p[i]
+            head = self.replies.head()
+            if head != NULL and head.action == REPLY_FAKE:
+                self.fakes()
+                head = self.replies.head()
+            is_probe = head != NULL and head.action == REPLY_PROBE
+            if size > n - i:
+                if (kind != b"D" and kind != b"d" or is_probe) and size <= MAX_SEEN:
+                    break
+                step = n - i
+                self.body_left = size - step
+            else:
+                step = size
+            if kind == b"D" and is_probe:
+                self.body_dropped = True
+                if client is not None:
+                    # Settings too long to be kept are as good as unknown.
+                    row = p[i + HEADER:i + step] if step == size else None
+                    self.pool.answered(self, client, row)
+            elif kind == b"D" or kind == b"d":
+                self.rows += 1
+                self.pass_on(p + i, step, head)
+            elif step < size:
+                # Larger than anything that has to be understood.
+                self.pass_on(p + i, step, head)
+            else:
+                self.message(kind, p + i, size, head)
+                if self.phase == SERVER_CLOSED:
+                    return n
+            i += step
         if client is not None:
             if self.body_left == 0:
                 self.fakes()
@@ -160,6 +154,11 @@ cdef class ServerCore(Lendable):
         else:
             gather.clear()
         return i
+
+    cdef int flush_rest(self) except -1:
+        if self.client is not None:
+            self.client.flush_gather()
+        return 0
 
     cdef int pass_on(self, const char* p, Py_ssize_t size, Reply* head) except -1:
         self.body_dropped = (

@@ -1,6 +1,7 @@
 # Framing of the Postgres protocol (manual 55.2.1): the one place that reads a
 # length from the wire. Every other function receives sizes proven here.
 
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t
 
 
@@ -34,6 +35,7 @@ cdef inline Py_ssize_t frame_size(const char* p, uint32_t limit) noexcept nogil:
     return <Py_ssize_t> length + 1
 
 
+@cython.final
 cdef class Gather:
     # Collects the pieces of one write. Pieces that lie behind one another in
     # memory stay where they are, so a run of untouched messages is never
@@ -44,7 +46,19 @@ cdef class Gather:
     cdef Py_ssize_t size      # bytes in it
     cdef Py_ssize_t capacity
 
-    cdef int emit(self, const char* data, Py_ssize_t size) except -1
+    cdef inline int emit(self, const char* data, Py_ssize_t size) except -1:
+        if self.run_size and self.run + self.run_size == data:
+            self.run_size += size
+        elif self.run_size == 0 and self.size == 0:
+            self.run = data
+            self.run_size = size
+        else:
+            self.copy(data, size)
+        return 0
+
     cdef int copy(self, const char* data, Py_ssize_t size) except -1
     cdef char* reserve(self, Py_ssize_t size) except NULL
-    cdef void clear(self) noexcept
+    cdef inline void clear(self) noexcept:
+        self.run_size = 0
+        self.size = 0
+

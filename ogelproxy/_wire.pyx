@@ -38,16 +38,6 @@ cdef class Gather:
     def __dealloc__(self):
         free(self.buffer)
 
-    cdef int emit(self, const char* data, Py_ssize_t size) except -1:
-        if self.run_size and self.run + self.run_size == data:
-            self.run_size += size
-        elif self.run_size == 0 and self.size == 0:
-            self.run = data
-            self.run_size = size
-        else:
-            self.copy(data, size)
-        return 0
-
     cdef int copy(self, const char* data, Py_ssize_t size) except -1:
         memcpy(self.reserve(size), data, size)
         return 0
@@ -68,7 +58,3 @@ cdef class Gather:
             self.run_size = 0
         self.size += size
         return self.buffer + self.size - size
-
-    cdef void clear(self) noexcept:
-        self.run_size = 0
-        self.size = 0
