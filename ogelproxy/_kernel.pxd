@@ -1,6 +1,7 @@
-# The kernel's calls on descriptors: epoll(7), recv(2), send(2).
+# The kernel's calls on descriptors: epoll(7), timerfd_create(2), recv(2), send(2).
 
 from libc.stdint cimport uint32_t, uint64_t
+from posix.time cimport timespec
 
 
 cdef extern from "sys/epoll.h" nogil:
@@ -22,6 +23,17 @@ cdef extern from "sys/epoll.h" nogil:
         EPOLLRDHUP
         EPOLLHUP
         EPOLLERR
+        EPOLLET
+
+cdef extern from "sys/timerfd.h" nogil:
+    cdef struct itimerspec:
+        timespec it_interval
+        timespec it_value
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, itimerspec* new, itimerspec* old)
+    enum:
+        TFD_CLOEXEC
+        TFD_NONBLOCK
 
 cdef extern from *:
     # The C library's recv and send may be cancelled by another thread, and pay for

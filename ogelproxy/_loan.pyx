@@ -346,6 +346,7 @@ cdef class Lendable(Pooled):
             if not future.done():
                 self.phase = SERVER_LOGIN
                 future.set_result(self)
+                self.reactor.is_wanted = True
                 return 0
         client = <Borrower> self.pool.next_waiter() if self.pool.waiters else None
         if client is None:

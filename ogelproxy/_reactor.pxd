@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from ogelproxy._kernel cimport epoll_event
 from ogelproxy._wire cimport Gather
 
 
@@ -20,10 +21,16 @@ cdef class Reactor:
     cdef uint32_t capacity       # of generations
     cdef list deferred           # connections to call when this event is done
     cdef bint is_turning
+    cdef bint is_wanted           # the loop has something to do: end the turn
+    cdef int alarm                # descriptor of the timer that ends a wait
+    cdef double alarm_at          # when it runs out, or a moment that is past
+    cdef double gap               # seconds from one turn to the next, on average
     cdef bint is_scheduled
     cdef object on_crash         # called with (connection, exception)
 
     cdef int tick(self) noexcept
+    cdef int handle(self, epoll_event* events, int count) except -1
+    cdef int set_alarm(self) noexcept
     cdef int later(self, Connection connection) except -1
     cdef int run_deferred(self) except -1
     cdef int crashed(self, Connection connection, object error) except -1

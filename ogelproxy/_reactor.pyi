@@ -27,6 +27,8 @@ class Reactor:
     @property
     def connections(self) -> list[Connection]:
         """The open connections."""
+    def leave(self) -> None:
+        """End the turn after this event: the loop has something to do."""
     def turn(self) -> None:
         """Handle every connection that is ready."""
     def schedule(self) -> None:

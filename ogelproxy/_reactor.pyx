@@ -14,14 +14,15 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
 from ogelproxy._kernel cimport (
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP,
-    EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, epoll_create1,
-    epoll_ctl, epoll_event, epoll_wait, recv, send, shutdown,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET,
+    EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR,
+    TFD_CLOEXEC, TFD_NONBLOCK, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
+    itimerspec, recv, send, shutdown, timerfd_create, timerfd_settime,
 )
 from ogelproxy._wire cimport HEADER, frame_size
 from ogelproxy.errors import ProtocolViolation
@@ -29,8 +30,15 @@ from ogelproxy.errors import ProtocolViolation
 
 cdef enum:
     EVENTS = 256      # events taken from the kernel at once
-    ROUNDS = 8        # times the kernel is asked again before the loop goes on
     KEPT = 4096       # bytes of an empty buffer that is kept for the next use
+
+cdef uint64_t ALARM = <uint64_t> -1  # tells the timer's events from connections'
+# Seconds for which a busy turn goes on.
+cdef double LINGER = 0.001
+# Seconds between turns, on average, up to which the reactor is busy; and as how many
+# the longest counts.
+cdef double BUSY = 0.0003
+cdef double LONG = 0.01
 
 
 cdef class More:
@@ -44,7 +52,7 @@ MORE = More()
 cdef class Reactor:
 
     def __cinit__(self):
-        self.epoll = -1
+        self.epoll = self.alarm = -1
         self.scratch = <char*> malloc(SCRATCH)
         self.capacity = 64
         self.generations = <uint32_t*> malloc(self.capacity * sizeof(uint32_t))
@@ -57,16 +65,28 @@ cdef class Reactor:
 
     def __init__(self, loop, on_crash):
         self.loop = loop
+        cdef epoll_event event
         self.on_crash = on_crash
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, "epoll_create1")
+        self.alarm = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+        # It tells of each time that it runs out once, without being read.
+        event.events = EPOLLIN | EPOLLET
+        event.data.u64 = ALARM
+        if self.alarm < 0 or epoll_ctl(
+            self.epoll, EPOLL_CTL_ADD, self.alarm, &event
+        ) < 0:
+            raise OSError(errno, "timerfd_create")
         self.tick()
+        self.gap = LONG
         loop.add_reader(self.epoll, self.turn)
 
     def __dealloc__(self):
         if self.epoll >= 0:
             close(self.epoll)
+        if self.alarm >= 0:
+            close(self.alarm)
         free(self.scratch)
         free(self.generations)
 
@@ -87,52 +107,87 @@ cdef class Reactor:
         return 0
 
     def turn(self):
-        """Handle every connection that is ready."""
+        """Handle the connections that are ready and, under load, those that are next.
+
+        Where queries are under way the next event comes within microseconds, and a
+        way through the loop for each costs as much as a system call. So a busy turn
+        waits for events itself, for LINGER; whatever else the loop has to do is that
+        much later, unless it is known of (`leave`).
+        """
         cdef epoll_event events[EVENTS]
         cdef int count
-        cdef int index
-        cdef epoll_event* event
-        cdef uint32_t slot
-        cdef Connection connection
+        cdef double end
+        cdef double last = self.now
         self.is_turning = True
+        self.is_wanted = False
         try:
-            for _ in range(ROUNDS):
-                count = epoll_wait(self.epoll, events, EVENTS, 0)
-                if count <= 0:
+            count = epoll_wait(self.epoll, events, EVENTS, 0)
+            self.tick()
+            self.gap += (min(self.now - last, LONG) - self.gap) / 8
+            end = self.now + LINGER
+            while count > 0:
+                self.handle(events, count)
+                if (
+                    self.gap > BUSY or self.now >= end
+                    or self.is_wanted or self.deferred
+                ):
                     break
-                # One reading of the clock is good for all that came at once.
+                self.set_alarm()
+                with nogil:
+                    count = epoll_wait(self.epoll, events, EVENTS, -1)
                 self.tick()
-                index = 0
-                while index < count:
-                    # To handle exceptions costs something, also where none comes:
-                    # what one event raises ends the loop within, not this one.
-                    try:
-                        while index < count:
-                            event = &events[index]
-                            index += 1
-                            slot = <uint32_t> event.data.u64
-                            # An earlier event may have closed this connection, and
-                            # a new one may already sit in its slot.
-                            if event.data.u64 >> 32 != self.generations[slot]:
-                                continue
-                            connection = self.slots[slot]
-                            if connection is None:
-                                continue
-                            # Whatever an earlier event left there is nobody else's.
-                            self.gather.clear()
-                            connection.on_event(event.events)
-                            if self.deferred:
-                                self.run_deferred()
-                    except Exception as error:
-                        self.crashed(connection, error)
-                if count < 2:
-                    # A lone event is likely to be followed by a wait: asking
-                    # again would be a system call for nothing.
-                    break
         finally:
             self.is_turning = False
             if self.deferred:
                 self.schedule()
+
+    cdef int handle(self, epoll_event* events, int count) except -1:
+        cdef int index = 0
+        cdef epoll_event* event
+        cdef uint32_t slot
+        cdef Connection connection
+        while index < count:
+            # To handle exceptions costs something, also where none comes: what one
+            # event raises ends the loop within, not this one.
+            try:
+                while index < count:
+                    event = &events[index]
+                    index += 1
+                    if event.data.u64 == ALARM:
+                        self.alarm_at = 0
+                        self.is_wanted = True
+                        continue
+                    slot = <uint32_t> event.data.u64
+                    # An earlier event may have closed this connection, and a new
+                    # one may already sit in its slot.
+                    if event.data.u64 >> 32 != self.generations[slot]:
+                        continue
+                    connection = self.slots[slot]
+                    if connection is None:
+                        continue
+                    # Whatever an earlier event left there is nobody else's.
+                    self.gather.clear()
+                    connection.on_event(event.events)
+                    if self.deferred:
+                        self.run_deferred()
+            except Exception as error:
+                self.crashed(connection, error)
+        return 0
+
+    cdef int set_alarm(self) noexcept:
+        """Have an event end a wait that no other ends, LINGER from now."""
+        # Once for many waits: a timeout of each would set the kernel's timer anew.
+        cdef itimerspec when
+        if self.alarm_at < self.now:
+            memset(&when, 0, sizeof(when))
+            when.it_value.tv_nsec = <long> (LINGER * 1e9)
+            timerfd_settime(self.alarm, 0, &when, NULL)
+            self.alarm_at = self.now + LINGER
+        return 0
+
+    def leave(self):
+        """End the turn after this event: the loop has something to do."""
+        self.is_wanted = True
 
     cdef int later(self, Connection connection) except -1:
         """Have `connection.on_deferred` called once the present event is done."""
@@ -262,6 +317,7 @@ cdef class Connection:
             if reader is not MORE:
                 if not reader.done():
                     reader.set_result(None)
+                    self.reactor.is_wanted = True
             elif self.stepper is not None:  # it did not stop waiting
                 self.stepper()
         return 0
@@ -459,6 +515,7 @@ cdef class Connection:
         if self.drainer is not None:
             if not self.drainer.done():
                 self.drainer.set_result(None)
+                self.reactor.is_wanted = True
             self.drainer = None
         return self.on_drained()
 
@@ -496,6 +553,7 @@ cdef class Connection:
         self.out_size = 0
         if self.drainer is not None and not self.drainer.done():
             self.drainer.set_result(None)
+            self.reactor.is_wanted = True
         return self.wake()
 
     # For coroutines: login, and what leaves the fast path.

@@ -126,6 +126,7 @@ class Relay:
 
     def begin(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
         task = self.reactor.loop.create_task(work)
+        self.reactor.leave()
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

@@ -22,6 +22,7 @@ ROWS = (
     ("config", "metrics", "keys"),
     (
         "_accept",
+        "_kernel",
         "_wire",
         "_bucket",
         "_fingerprint",
