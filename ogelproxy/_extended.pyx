@@ -44,9 +44,6 @@ from ogelproxy._statements cimport change_name, describe
 from ogelproxy._wire cimport HEADER, MAX_MESSAGE, MAX_SEEN, frame_size
 from ogelproxy.errors import ProtocolViolation
 
-cdef extern from "string.h" nogil:
-    void* memmem(const void* text, size_t size, const void* part, size_t part_size)
-
 cdef enum:
     # What makes a loan's session read statements in another way than its client's
     # settings do.
@@ -58,6 +55,19 @@ cdef enum:
 cdef enum:
     NAMES_SEEN = 4096       # bytes of a message in which its names have to end
     MAX_PORTALS = 1000      # named portals of one transaction whose text is known
+
+
+cdef bint may_draw(const char* text, const char* end) noexcept nogil:
+    """Whether a text may call nextval, lastval or the like: finds any `val`."""
+    cdef const char* at
+    cdef char letter
+    for letter in b"vV":
+        at = <const char*> memchr(text, letter, end - text)
+        while at != NULL:
+            if end - at > 2 and at[1] | 32 == b"a" and at[2] | 32 == b"l":
+                return True
+            at = <const char*> memchr(at + 1, letter, end - at - 1)
+    return False
 
 
 cdef class ExtendedClient(NamingClient):
@@ -171,11 +181,11 @@ cdef class ExtendedClient(NamingClient):
             return 0
         if kind == b"P":
             # Looked at closely only when it could be.
-            if memmem(name, end - name, b"val", 3) == NULL:
+            if not may_draw(name, end):
                 return 0
             statement = describe(name[:end - name])
         elif end > name:
-            statement = self.names.get(name[:end - name])
+            statement = self.names.get(name[:end - name]) if self.draws else None
         else:
             statement = self.unnamed
         return 0 if statement is None else statement.flags
@@ -234,6 +244,7 @@ cdef class ExtendedClient(NamingClient):
             else:
                 statement = self.pool.statements.find(text, self.settings.parsing)
             self.names[key] = statement
+            self.draws = self.draws or statement.flags & FLAG_SEQUENCE != 0
             self.traffic.client_parses += 1
             self.pool.statements.tick += 1
             statement.last_used = self.pool.statements.tick
@@ -269,6 +280,7 @@ cdef class ExtendedClient(NamingClient):
             # mean what it meant.
             statement.is_free = False
             self.names[name[:body - name - 1]] = statement
+            self.draws = self.draws or statement.flags & FLAG_SEQUENCE != 0
         return self.forward(p, size, have)
 
     cdef Py_ssize_t on_bind(

@@ -6,6 +6,7 @@ from ogelproxy._statements cimport Statement
 
 cdef class NamingClient(SimpleClient):
     cdef dict names                   # its statement names: Statement
+    cdef bint draws                   # one of them named a sequence function, ever
     cdef bint shares_names            # statement names are the pool's, not its own
     cdef bint is_unknown              # only the server may know the statement
     cdef bint parsed_unnamed          # in the present batch

@@ -18,6 +18,7 @@ from ogelproxy._fingerprint cimport (
     FLAG_EXECUTE,
     FLAG_PREPARE,
     FLAG_ROLE,
+    FLAG_SEQUENCE,
     FLAG_SET,
     FLAG_SET_CONFIG,
     FLAG_TRANSACTION,
@@ -205,6 +206,7 @@ cdef class NamingClient(SimpleClient):
                 server.make_room()
                 server.prepared[statement] = None
                 self.names[named.name] = statement
+                self.draws = self.draws or statement.flags & FLAG_SEQUENCE != 0
                 naming = change_name(named.name, None, statement)
             if naming is not None:
                 rewriting.namings.append((naming, named.index))

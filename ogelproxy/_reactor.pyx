@@ -119,7 +119,6 @@ cdef class Reactor:
         cdef double end
         cdef double last = self.now
         self.is_turning = True
-        self.is_wanted = False
         try:
             count = epoll_wait(self.epoll, events, EVENTS, 0)
             self.tick()
@@ -137,7 +136,7 @@ cdef class Reactor:
                     count = epoll_wait(self.epoll, events, EVENTS, -1)
                 self.tick()
         finally:
-            self.is_turning = False
+            self.is_turning = self.is_wanted = False
             if self.deferred:
                 self.schedule()
 

@@ -403,7 +403,8 @@ def test_a_late_cancel_never_hits_the_next_client(crowded: Organization) -> None
             hasty.cancel()
             next_one.send(query("SELECT pg_sleep(0.002)"))
             assert kinds(next_one.until("Z")) == "TDCZ"
-            assert kinds(hasty.until("Z")) in ("TDCZ", "EZ")
+            # It may be hit wherever it is, but not behind its end.
+            assert kinds(hasty.until("Z")) in ("TDCZ", "EZ", "TEZ", "TDEZ")
 
 
 def test_keys_differ_between_connections(

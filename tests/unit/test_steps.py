@@ -65,9 +65,11 @@ def test_waits_for_its_connection_without_a_task() -> None:
         rig.steps.start(read_two(), LONG)
         assert not taken
         rig.peer.send(b"a")
+        rig.reactor.leave()  # there is nobody to wait for
         rig.reactor.turn()
         assert taken == [b"a"]
         rig.peer.send(b"b")
+        rig.reactor.leave()  # there is nobody to wait for
         rig.reactor.turn()
         assert taken == [b"a", b"b"]
         assert rig.ended.is_set()
@@ -190,6 +192,7 @@ def test_hears_that_its_peer_is_gone() -> None:
 
         rig.steps.start(read(), LONG)
         rig.peer.close()
+        rig.reactor.leave()  # there is nobody to wait for
         rig.reactor.turn()
         assert seen == [ConnectionResetError]
         assert rig.ended.is_set()
