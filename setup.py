@@ -12,6 +12,7 @@ EXTENSIONS = (
     "_accept",
     "_bucket",
     "_client",
+    "_connection",
     "_extended",
     "_fingerprint",
     "_flights",

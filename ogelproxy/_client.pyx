@@ -17,7 +17,8 @@ from ogelproxy._fingerprint cimport (
 )
 from ogelproxy._flights cimport Flights
 from ogelproxy._pool cimport MODE_SESSION
-from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
+from ogelproxy._connection cimport Connection
+from ogelproxy._reactor cimport HIGH_WATER, SCRATCH
 from ogelproxy._replies cimport (
     ASKED_EXECUTE, ASKED_QUERY, MAX_OWED, REPLY_FAKE, REPLY_FORWARD, REPLY_REFUSE,
 )
@@ -417,15 +418,14 @@ cdef class ClientCore(Borrower):
             self.phase = CLIENT_CROWDED
             self.waiting_since = self.reactor.now
             self.traffic.flight_waits += 1
-            self.hold()
             return False
         if self.server is not None:
             return True
         server = <Lendable> self.pool.take(self.settings)
         if server is None:
+            # It is held only when it says more: most are served before they do.
             self.phase = CLIENT_QUEUED
             self.waiting_since = self.reactor.now
-            self.hold()
             self.pool.wait(self)
             return False
         server.lend(self)

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint64_t
 
-from ogelproxy._reactor cimport Connection
+from ogelproxy._connection cimport Connection
 
 
 cdef class Flying(Connection):

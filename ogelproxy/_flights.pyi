@@ -1,4 +1,4 @@
-from ogelproxy._reactor import Connection
+from ogelproxy._connection import Connection
 
 class Flying(Connection):
     """A connection that may have work at a server."""

@@ -16,7 +16,7 @@ from ogelproxy._fingerprint cimport (
     FLAG_TEMP, FLAG_UNLISTEN,
 )
 from ogelproxy._pool cimport MODE_AUTO, MODE_SESSION, Pooled
-from ogelproxy._reactor cimport Connection
+from ogelproxy._connection cimport Connection
 from ogelproxy._replies cimport (
     ASKED_BIND, ASKED_CLOSE, ASKED_EXECUTE, ASKED_NOTHING, ASKED_PARSE, ASKED_QUERY,
     ASKED_SYNC, MAX_OWED, REPLY_FAKE, REPLY_FORWARD, REPLY_PROBE, REPLY_REFUSE,

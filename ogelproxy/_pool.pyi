@@ -2,7 +2,7 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from ogelproxy._reactor import Connection
+from ogelproxy._connection import Connection
 from ogelproxy._statements import StatementCache
 
 class Settings:

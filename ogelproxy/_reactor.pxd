@@ -31,12 +31,12 @@ cdef class Reactor:
     cdef int tick(self) noexcept
     cdef int handle(self, epoll_event* events, int count) except -1
     cdef int set_alarm(self) noexcept
-    cdef int later(self, Connection connection) except -1
+    cdef int later(self, Descriptor connection) except -1
     cdef int run_deferred(self) except -1
-    cdef int crashed(self, Connection connection, object error) except -1
+    cdef int crashed(self, Descriptor connection, object error) except -1
 
 
-cdef class Connection:
+cdef class Descriptor:
     cdef readonly Reactor reactor
     cdef readonly int fd           # -1 when closed
     cdef bint is_hung              # the kernel reports no more: both ways are shut
@@ -56,8 +56,6 @@ cdef class Connection:
     cdef readonly object tls       # ssl.SSLObject, or None
     cdef object tls_in
     cdef object tls_out
-    cdef public object stepper     # resumes who waits for more, where no task does
-    cdef object reader             # MORE, or future, of who wants more bytes
     cdef object drainer            # future of a coroutine that wants all bytes sent
 
     cdef int on_event(self, uint32_t events) except -1

@@ -1,14 +1,7 @@
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-
-class More:
-    """Until there is more: what a stepped coroutine waits for."""
-
-    def __await__(self) -> Iterator[More]: ...
-
-MORE: More
 
 class Reactor:
     """Watches the descriptors of one engine through one epoll in `loop`.
@@ -25,7 +18,7 @@ class Reactor:
         on_crash: Callable[[Any, Exception], None],
     ) -> None: ...
     @property
-    def connections(self) -> list[Connection]:
+    def connections(self) -> list[Any]:
         """The open connections."""
     def leave(self) -> None:
         """End the turn after this event: the loop has something to do."""
@@ -38,7 +31,7 @@ class Reactor:
     def stop(self) -> None:
         """Stop watching; connections must be closed before."""
 
-class Connection:
+class Descriptor:
     """Owns a non-blocking descriptor and the bytes on their way through it."""
 
     reactor: Reactor
@@ -47,46 +40,4 @@ class Connection:
     bytes_received: int
     bytes_sent: int
     tls: ssl.SSLObject | None
-    #: Resumes the coroutine that waits for more, if no task does.
-    stepper: Callable[[], None] | None
     def __init__(self, reactor: Reactor, fd: int) -> None: ...
-    @property
-    def is_closed(self) -> bool:
-        """Whether the descriptor is closed."""
-    @property
-    def unsent(self) -> int:
-        """Bytes that the kernel did not take yet."""
-    def more(self) -> Awaitable[object]:
-        """Return what is done once there is more to take.
-
-        It raises ConnectionResetError when the peer is gone. With a `stepper` that
-        is MORE, and the stepper is called.
-        """
-    def peek(self) -> bytes:
-        """Return the bytes that were read and not taken."""
-    def take(self, size: int) -> bytes | None:
-        """Take exactly `size` bytes, or None while there are fewer."""
-    def take_message(self, limit: int) -> tuple[bytes, bytes] | None:
-        """Take one message as (type, body), or None while it isn't whole.
-
-        Raises ProtocolViolation when its length is below 4 or above `limit`.
-        """
-    def send(self, data: bytes) -> None:
-        """Send `data`, keeping what the kernel doesn't take."""
-    def drained(self) -> asyncio.Future[None]:
-        """Return a future that is done once all is sent, or the peer is gone."""
-    def end_output(self) -> None:
-        """Tell the peer that nothing more will come."""
-    def close(self) -> None:
-        """Close the descriptor; unsent bytes are lost."""
-    async def start_tls(
-        self,
-        context: ssl.SSLContext,
-        *,
-        server_side: bool,
-        server_hostname: str | None = None,
-    ) -> None:
-        """Put TLS between this connection and its peer.
-
-        Raises ssl.SSLError, or ConnectionResetError when the peer is gone.
-        """

@@ -1,10 +1,10 @@
-"""Descriptors and the events on them: Reactor and Connection.
+"""Descriptors and the events on them: Reactor and Descriptor.
 
 The event loop watches one descriptor, an epoll of ours that holds every
 connection. One wake-up of the loop so handles all connections that are ready,
 in compiled code, whichever loop it is; nothing of asyncio is touched per
-message. A Connection owns its descriptor, what was read and not used, and what
-was written and not sent; it knows no protocol. `_relay` derives from it.
+message. A Descriptor knows what was read and not used, and what was written and not
+sent; it knows no protocol. `_connection` derives from it what coroutines use.
 """
 
 import ssl
@@ -20,11 +20,10 @@ from posix.unistd cimport close
 
 from ogelproxy._kernel cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLET,
-    EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR,
-    TFD_CLOEXEC, TFD_NONBLOCK, epoll_create1, epoll_ctl, epoll_event, epoll_wait,
-    itimerspec, recv, send, shutdown, timerfd_create, timerfd_settime,
+    EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, TFD_CLOEXEC,
+    TFD_NONBLOCK, epoll_create1, epoll_ctl, epoll_event, epoll_wait, itimerspec,
+    recv, send, timerfd_create, timerfd_settime,
 )
-from ogelproxy._wire cimport HEADER, frame_size
 from ogelproxy.errors import ProtocolViolation
 
 
@@ -39,14 +38,6 @@ cdef double LINGER = 0.001
 # the longest counts.
 cdef double BUSY = 0.0003
 cdef double LONG = 0.01
-
-
-cdef class More:
-    def __await__(self):
-        return iter((self,))
-
-
-MORE = More()
 
 
 cdef class Reactor:
@@ -144,7 +135,7 @@ cdef class Reactor:
         cdef int index = 0
         cdef epoll_event* event
         cdef uint32_t slot
-        cdef Connection connection
+        cdef Descriptor connection
         while index < count:
             # To handle exceptions costs something, also where none comes: what one
             # event raises ends the loop within, not this one.
@@ -188,7 +179,7 @@ cdef class Reactor:
         """End the turn after this event: the loop has something to do."""
         self.is_wanted = True
 
-    cdef int later(self, Connection connection) except -1:
+    cdef int later(self, Descriptor connection) except -1:
         """Have `connection.on_deferred` called once the present event is done."""
         self.deferred.append(connection)
         if not self.is_turning:
@@ -210,7 +201,7 @@ cdef class Reactor:
             self.is_turning = False
 
     cdef int run_deferred(self) except -1:
-        cdef Connection connection
+        cdef Descriptor connection
         cdef int budget = 64
         while self.deferred and budget > 0:
             budget -= 1
@@ -225,7 +216,7 @@ cdef class Reactor:
             self.schedule()
         return 0
 
-    cdef int crashed(self, Connection connection, object error) except -1:
+    cdef int crashed(self, Descriptor connection, object error) except -1:
         if isinstance(error, ProtocolViolation):
             # What came before it is good, and counted as sent.
             connection.flush_rest()
@@ -234,7 +225,7 @@ cdef class Reactor:
         return 0
 
 
-cdef class Connection:
+cdef class Descriptor:
 
     def __init__(self, Reactor reactor, int fd):
         cdef uint32_t* grown
@@ -310,15 +301,7 @@ cdef class Connection:
         return self.on_readable() if self.is_reading() else 0
 
     cdef int wake(self) except -1:
-        reader = self.reader
-        if reader is not None:
-            self.reader = None
-            if reader is not MORE:
-                if not reader.done():
-                    reader.set_result(None)
-                    self.reactor.is_wanted = True
-            elif self.stepper is not None:  # it did not stop waiting
-                self.stepper()
+        """Have a coroutine that waits for more go on, if there is one."""
         return 0
 
     cdef int listen(self, uint32_t events) except -1:
@@ -554,98 +537,3 @@ cdef class Connection:
             self.drainer.set_result(None)
             self.reactor.is_wanted = True
         return self.wake()
-
-    # For coroutines: login, and what leaves the fast path.
-
-    @property
-    def is_closed(self):
-        return self.fd < 0
-
-    @property
-    def unsent(self):
-        return self.out_size
-
-    def more(self):
-        """Return what is done once there is more to take, or no peer."""
-        if self.stepper is not None and self.fd >= 0 and not self.is_broken:
-            self.reader = MORE
-            self.resume()
-            return MORE
-        future = self.reactor.loop.create_future()
-        if self.is_broken or self.fd < 0:
-            future.set_exception(ConnectionResetError("the peer is gone"))
-        else:
-            self.reader = future
-            self.resume()
-        return future
-
-    def peek(self):
-        return PyBytes_FromStringAndSize(self.inbox, self.in_size)
-
-    def take(self, Py_ssize_t size):
-        """Take exactly `size` bytes, or None while there are fewer."""
-        if self.in_size < size:
-            return None
-        data = PyBytes_FromStringAndSize(self.inbox, size)
-        self.consume(size)
-        return data
-
-    def take_message(self, Py_ssize_t limit):
-        """Take one message as (type, body), or None while it isn't whole."""
-        cdef Py_ssize_t size
-        if self.in_size < HEADER:
-            return None
-        size = frame_size(self.inbox, limit)
-        if size < 0:
-            raise ProtocolViolation("impossible message length")
-        if self.in_size < size:
-            return None
-        kind = self.inbox[:1]
-        body = self.inbox[HEADER:size]
-        self.consume(size)
-        return kind, body
-
-    def send(self, bytes data):
-        self.write(PyBytes_AS_STRING(data), len(data))
-
-    def drained(self):
-        """Return a future that is done once all is sent, or the peer is gone."""
-        future = self.reactor.loop.create_future()
-        if self.out_size == 0 or self.fd < 0:
-            future.set_result(None)
-        else:
-            self.drainer = future
-        return future
-
-    def end_output(self):
-        if self.fd >= 0:
-            shutdown(self.fd, SHUT_WR)
-
-    def close(self):
-        self.shut()
-
-    async def start_tls(self, context, *, server_side, server_hostname=None):
-        """Put TLS between this connection and its peer (PEP 748's memory form)."""
-        incoming = ssl.MemoryBIO()
-        outgoing = ssl.MemoryBIO()
-        tls = context.wrap_bio(
-            incoming, outgoing, server_side=server_side, server_hostname=server_hostname
-        )
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                pass
-            finally:
-                raw = outgoing.read()
-                self.write_raw(PyBytes_AS_STRING(raw), len(raw))
-            while self.in_size == 0:
-                await self.more()
-            incoming.write(self.take(self.in_size))
-        self.tls = tls
-        self.tls_in = incoming
-        self.tls_out = outgoing
-        if self.in_size:
-            incoming.write(self.take(self.in_size))
-        self.reactor.later(self)

@@ -1,3 +1,6 @@
+from typing import final
+
+@final
 class Replies:
     """The queue of replies that one server connection owes."""
 

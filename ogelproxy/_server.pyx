@@ -16,7 +16,8 @@ from ogelproxy._fingerprint cimport (
 from ogelproxy._loan cimport (
     SERVER_CLOSED, SERVER_LENT, SERVER_LOGIN, SERVER_RESETTING, Borrower, Lendable,
 )
-from ogelproxy._reactor cimport HIGH_WATER, SCRATCH, Connection
+from ogelproxy._connection cimport Connection
+from ogelproxy._reactor cimport HIGH_WATER, SCRATCH
 from ogelproxy._replies cimport (
     ASKED_BIND, ASKED_CLOSE, ASKED_DESCRIBE, ASKED_EXECUTE, ASKED_FUNCTION,
     ASKED_PARSE, ASKED_QUERY, ASKED_SYNC, REPLY_FAKE, REPLY_FORWARD, REPLY_PROBE,

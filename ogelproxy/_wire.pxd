@@ -61,4 +61,3 @@ cdef class Gather:
     cdef inline void clear(self) noexcept:
         self.run_size = 0
         self.size = 0
-

@@ -1,3 +1,5 @@
+from typing import final
+
 def split(data: bytes, limit: int = ...) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Cut `data` into messages of the protocol.
 
@@ -5,4 +7,5 @@ def split(data: bytes, limit: int = ...) -> tuple[list[tuple[bytes, bytes]], byt
     ProtocolViolation for a length that can't be (manual 55.2.1).
     """
 
+@final
 class Gather: ...

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ogelproxy import keys
-from ogelproxy._reactor import Connection
+from ogelproxy._connection import Connection
 from ogelproxy.config import MAX_WORKERS
 from ogelproxy.errors import LineFailed, RedisUnavailable, TargetUnreachable
 from ogelproxy.line import Line

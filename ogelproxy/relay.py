@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ogelproxy import flights, sessions
-from ogelproxy._reactor import Connection, Reactor
+from ogelproxy._connection import Connection
+from ogelproxy._reactor import Reactor
 from ogelproxy.cancel import Cancels
 from ogelproxy.client import Client
 from ogelproxy.config import Config

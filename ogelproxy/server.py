@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from ogelproxy._reactor import Connection
+from ogelproxy._connection import Connection
 from ogelproxy._server import ServerCore
 from ogelproxy.auth.certificate import end_point
 from ogelproxy.auth.scram import (

@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from ogelproxy._reactor import MORE, Connection
+from ogelproxy._connection import MORE, Connection
 
 #: What a coroutine yields that wants a task.
 TASK = object()

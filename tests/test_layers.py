@@ -47,6 +47,7 @@ ROWS = (
         "redis",
         "place",
     ),
+    ("_connection",),
     ("_pool", "_flights", "tenants.model", "hosts", "slots", "steps"),
     (
         "_loan",

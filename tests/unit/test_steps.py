@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ogelproxy._reactor import Connection, Reactor
+from ogelproxy._connection import Connection
+from ogelproxy._reactor import Reactor
 from ogelproxy.steps import Steps, in_task
 
 LONG = 60.0
