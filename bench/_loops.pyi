@@ -1,6 +1,6 @@
 from ogelproxy._bucket import TokenBucket
 from ogelproxy._client import ClientCore
-from ogelproxy._reactor import Connection
+from ogelproxy._connection import Connection
 from ogelproxy._server import ServerCore
 
 class Loop:

@@ -13,7 +13,8 @@ from ogelproxy._bucket cimport TokenBucket
 from ogelproxy._client cimport ClientCore
 from ogelproxy._fingerprint cimport Scan, scan_feed, scan_finish, scan_start
 from ogelproxy._replies cimport ASKED_QUERY, REPLY_FORWARD, Reply
-from ogelproxy._reactor cimport Connection, Reactor
+from ogelproxy._connection cimport Connection
+from ogelproxy._reactor cimport Reactor
 from ogelproxy._server cimport ServerCore
 
 cdef extern from "sys/socket.h" nogil:
