@@ -97,6 +97,7 @@ cdef class Connection(Descriptor):
 
     def end_output(self):
         if self.fd >= 0:
+            self.reactor.send_all()
             shutdown(self.fd, SHUT_WR)
 
     def close(self):

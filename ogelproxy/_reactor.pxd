@@ -1,3 +1,4 @@
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from ogelproxy._kernel cimport epoll_event
@@ -7,6 +8,13 @@ from ogelproxy._wire cimport Gather
 cdef enum:
     SCRATCH = 65536      # bytes read at once
     HIGH_WATER = 65536   # unsent bytes at which the other side is paused
+    PIECES = 64          # writes that are put off at most
+
+
+cdef struct Piece:
+    PyObject* connection   # borrowed
+    Py_ssize_t at          # where its bytes are
+    Py_ssize_t size
 
 
 cdef class Reactor:
@@ -20,6 +28,11 @@ cdef class Reactor:
     cdef uint32_t* generations   # times that each slot was used; tells late events
     cdef uint32_t capacity       # of generations
     cdef list deferred           # connections to call when this event is done
+    cdef Piece[PIECES] pieces    # writes that are put off until the batch is done
+    cdef int piece_count
+    cdef char* put               # their bytes
+    cdef Py_ssize_t put_size
+    cdef bint is_crowded         # several events came at once
     cdef bint is_turning
     cdef bint is_wanted           # the loop has something to do: end the turn
     cdef int alarm                # descriptor of the timer that ends a wait
@@ -30,6 +43,10 @@ cdef class Reactor:
 
     cdef int tick(self) noexcept
     cdef int handle(self, epoll_event* events, int count) except -1
+    cdef int put_off(
+        self, Descriptor connection, const char* data, Py_ssize_t size
+    ) except -1
+    cdef int send_all(self) except -1
     cdef int set_alarm(self) noexcept
     cdef int later(self, Descriptor connection) except -1
     cdef int run_deferred(self) except -1

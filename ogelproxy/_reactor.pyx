@@ -30,6 +30,7 @@ from ogelproxy.errors import ProtocolViolation
 cdef enum:
     EVENTS = 256      # events taken from the kernel at once
     KEPT = 4096       # bytes of an empty buffer that is kept for the next use
+    SMALL = 2048      # bytes of a write up to which it is put off, see `put_off`
 
 cdef uint64_t ALARM = <uint64_t> -1  # tells the timer's events from connections'
 # Seconds for which a busy turn goes on.
@@ -45,9 +46,10 @@ cdef class Reactor:
     def __cinit__(self):
         self.epoll = self.alarm = -1
         self.scratch = <char*> malloc(SCRATCH)
+        self.put = <char*> malloc(SCRATCH)
         self.capacity = 64
         self.generations = <uint32_t*> malloc(self.capacity * sizeof(uint32_t))
-        if self.scratch == NULL or self.generations == NULL:
+        if self.scratch == NULL or self.put == NULL or self.generations == NULL:
             raise MemoryError
         self.gather = Gather()
         self.slots = []
@@ -79,6 +81,7 @@ cdef class Reactor:
         if self.alarm >= 0:
             close(self.alarm)
         free(self.scratch)
+        free(self.put)
         free(self.generations)
 
     def stop(self):
@@ -136,6 +139,7 @@ cdef class Reactor:
         cdef epoll_event* event
         cdef uint32_t slot
         cdef Descriptor connection
+        self.is_crowded = count > 1
         while index < count:
             # To handle exceptions costs something, also where none comes: what one
             # event raises ends the loop within, not this one.
@@ -162,6 +166,40 @@ cdef class Reactor:
                         self.run_deferred()
             except Exception as error:
                 self.crashed(connection, error)
+        self.is_crowded = False
+        return self.send_all()
+
+    cdef int put_off(
+        self, Descriptor connection, const char* data, Py_ssize_t size
+    ) except -1:
+        """Send a little at the end of the batch of events.
+
+        The kernel's code and ours drive each other out of the processor's caches.
+        Where several connections are ready, all sending at once costs less.
+        """
+        cdef Piece* piece
+        if self.piece_count == PIECES or self.put_size + size > SCRATCH:
+            self.send_all()
+        piece = &self.pieces[self.piece_count]
+        piece.connection = <PyObject*> connection
+        piece.at = self.put_size
+        piece.size = size
+        memcpy(self.put + self.put_size, data, size)
+        self.put_size += size
+        self.piece_count += 1
+        return 0
+
+    cdef int send_all(self) except -1:
+        """Send what was put off, in its order."""
+        cdef int count = self.piece_count
+        cdef int index
+        cdef Piece* piece
+        self.piece_count = 0
+        self.put_size = 0
+        for index in range(count):
+            piece = &self.pieces[index]
+            # It is open: nothing is closed before this was called.
+            (<Descriptor> piece.connection).write_raw(self.put + piece.at, piece.size)
         return 0
 
     cdef int set_alarm(self) noexcept:
@@ -442,6 +480,8 @@ cdef class Descriptor:
         cdef ssize_t sent = 0
         cdef char* grown
         cdef Py_ssize_t need
+        if self.reactor.piece_count:
+            self.reactor.send_all()
         if self.fd < 0:
             return 0
         self.bytes_sent += size
@@ -504,11 +544,19 @@ cdef class Descriptor:
     cdef int flush_gather(self) except -1:
         """Send what the reactor's gather holds."""
         cdef Gather gather = self.reactor.gather
+        cdef const char* data = gather.run
+        cdef Py_ssize_t size = gather.run_size
         if gather.size:
             gather.reserve(0)
-            self.write(gather.buffer, gather.size)
-        elif gather.run_size:
-            self.write(gather.run, gather.run_size)
+            data = gather.buffer
+            size = gather.size
+        if (
+            self.reactor.is_crowded and 0 < size <= SMALL
+            and self.fd >= 0 and self.tls is None
+        ):
+            self.reactor.put_off(self, data, size)
+        elif size:
+            self.write(data, size)
         gather.clear()
         return 0
 
@@ -525,6 +573,8 @@ cdef class Descriptor:
         cdef Reactor reactor = self.reactor
         if self.fd < 0:
             return 0
+        if reactor.piece_count:
+            reactor.send_all()
         self.unwatch()
         close(self.fd)
         self.fd = -1
