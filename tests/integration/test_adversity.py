@@ -72,6 +72,20 @@ def test_a_query_over_tls_waits_for_its_token(narrow: Proxy) -> None:
             assert row == (number,)
 
 
+def test_what_clients_ask_for_before_their_goodbyes_is_done(
+    member: Organization,
+) -> None:
+    with psycopg.connect(member.direct_dsn, autocommit=True) as direct:
+        direct.execute("CREATE TABLE last_words (id int)")
+        clients = [Wire(member.dsn("transaction")) for _ in range(40)]
+        for number, client in enumerate(clients):
+            client.send(query(f"INSERT INTO last_words VALUES ({number})") + TERMINATE)
+        for client in clients:
+            assert kinds(client.rest()) == "CZ"
+        rows = direct.execute("SELECT id FROM last_words ORDER BY id").fetchall()
+        assert rows == [(number,) for number in range(40)]
+
+
 def test_goodbyes_inside_of_a_batch_cost_no_server(member: Organization) -> None:
     for _ in range(3):
         wire = Wire(member.dsn("transaction"))
