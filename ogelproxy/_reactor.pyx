@@ -30,6 +30,7 @@ from ogelproxy.errors import ProtocolViolation
 cdef enum:
     EVENTS = 256      # events taken from the kernel at once
     KEPT = 4096       # bytes of an empty buffer that is kept for the next use
+    STREAM = 8192     # bytes of a read from which on it is one of many; Postgres's buffer
     SMALL = 2048      # bytes of a write up to which it is put off, see `put_off`
 
 cdef uint64_t ALARM = <uint64_t> -1  # tells the timer's events from connections'
@@ -389,6 +390,10 @@ cdef class Descriptor:
             got = recv(self.fd, into, size, 0)
             if got > 0:
                 self.bytes_received += got
+                if got >= STREAM:
+                    # What comes in a stream costs least in large parts: a way
+                    # through the loop lets them grow.
+                    self.reactor.is_wanted = True
                 return got
             if got == 0:
                 return -1
