@@ -30,7 +30,7 @@ from ogelproxy.errors import ProtocolViolation
 cdef enum:
     EVENTS = 256      # events taken from the kernel at once
     KEPT = 4096       # bytes of an empty buffer that is kept for the next use
-    STREAM = 8192     # bytes of a read from which on it is one of many; Postgres's buffer
+    STREAM = 8192     # bytes of a read that is one of many: Postgres's send buffer
     SMALL = 2048      # bytes of a write up to which it is put off, see `put_off`
 
 cdef uint64_t ALARM = <uint64_t> -1  # tells the timer's events from connections'

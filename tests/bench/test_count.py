@@ -19,7 +19,7 @@ BASELINE = "instructions"
 #: Valgrind is slow, and on a busy machine slower.
 pytestmark = pytest.mark.timeout(300)
 
-#: Percent. From run to run and from build to build counts differ by 0.03.
+#: Percent. From run to run and from build to build counts differ by up to 1.
 MOST = 5
 #: What a second look at the bucket for each token costs is far more than that.
 SPENT = "            self.spend(now, count)\n"
